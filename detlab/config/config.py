@@ -79,7 +79,7 @@ class CfgNode(_FvcoreCfgNode):
         loaded = type(self)(self.load_yaml_with_base(cfg_filename))
         if "VERSION" not in loaded:
             loaded.VERSION = guess_version(loaded, os.fspath(cfg_filename))
-        if loaded.VERSION < LATEST_VERSION:
+        if loaded.VERSION != LATEST_VERSION:
             loaded = upgrade_config(loaded)
         self._merge([loaded], origin=f" in {cfg_filename}")
 
