@@ -1,0 +1,316 @@
+"""Normalisation layers by name: frozen, plain, synchronised, by group, by channel.
+
+Shapes: N images, C channels, H x W cells, W' ranks (processes).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = [
+    "CycleBatchNormList",
+    "FrozenBatchNorm2d",
+    "LayerNorm",
+    "NaiveSyncBatchNorm",
+    "fold_frozen_norm",
+    "get_norm",
+]
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """Batch normalisation whose statistics and affine parameters are constants.
+
+    All four vectors are buffers, so no optimizer touches them and a checkpoint fills them under the names that
+    ``BatchNorm2d`` uses. A fresh layer is the identity.
+
+    Args:
+        num_features: C.
+        eps: added to the variance before the root.
+    """
+
+    # Checkpoints below version 2 hold the affine pair only: the statistics had been folded into it.
+    _version = 3
+    _FIRST_VERSION_WITH_STATISTICS = 2
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, num_features: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.num_features = num_features
+        self.eps = eps
+        for name, value in self._identity().items():
+            self.register_buffer(name, value)
+
+    def _identity(self) -> dict[str, Tensor]:
+        size = self.num_features
+        return {
+            "weight": torch.ones(size),
+            "bias": torch.zeros(size),
+            "running_mean": torch.zeros(size),
+            "running_var": torch.ones(size) - self.eps,
+        }
+
+    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """The layer as ``y = x * scale + shift``; each (C,), in the buffers' dtype."""
+        scale = self.weight * torch.rsqrt(self.running_var + self.eps)
+        return scale, torch.addcmul(self.bias, self.running_mean, scale, value=-1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalises ``x`` (N, C, ...) and keeps its dtype."""
+        per_channel = (1, -1) + (1,) * (x.dim() - 2)
+        scale, shift = (v.to(x.dtype).view(per_channel) for v in self.scale_and_shift())
+        return torch.addcmul(shift, x, scale)
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args) -> None:
+        # A live BatchNorm counts its batches; that means nothing to a frozen one.
+        state_dict.pop(prefix + "num_batches_tracked", None)
+        if (local_metadata.get("version") or 0) < self._FIRST_VERSION_WITH_STATISTICS:
+            identity = self._identity()
+            for name in ("running_mean", "running_var"):
+                state_dict.setdefault(prefix + name, identity[name].to(getattr(self, name)))
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_features}, eps={self.eps}"
+
+    @classmethod
+    def convert_frozen_batchnorm(cls, module: nn.Module) -> nn.Module:
+        """Replaces each (synchronised) ``BatchNorm2d`` inside ``module`` by a frozen one with the same values.
+
+        Returns:
+            ``module`` itself, changed in place; or the new layer, when ``module`` is a batch norm.
+        """
+        return _replace_modules(module, (nn.BatchNorm2d, nn.SyncBatchNorm), cls._from_live)
+
+    @classmethod
+    def convert_frozenbatchnorm2d_to_batchnorm2d(cls, module: nn.Module) -> nn.Module:
+        """The way back: frozen layers become ``BatchNorm2d`` that train, starting from the frozen values.
+
+        Returns:
+            ``module`` itself, changed in place; or the new layer, when ``module`` is a frozen norm.
+        """
+        return _replace_modules(module, (FrozenBatchNorm2d,), _to_live)
+
+    @classmethod
+    def _from_live(cls, live: nn.Module) -> FrozenBatchNorm2d:
+        frozen = cls(live.num_features, live.eps)
+        _copy_shared_tensors(live, frozen)
+        return frozen
+
+
+def _to_live(frozen: nn.Module) -> nn.Module:
+    live = nn.BatchNorm2d(frozen.num_features, frozen.eps)
+    _copy_shared_tensors(frozen, live)
+    return live
+
+
+def _copy_shared_tensors(source: nn.Module, target: nn.Module) -> None:
+    """Gives ``target`` the values, device, dtype and mode of ``source``, where the latter has them."""
+    target.train(source.training)
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        value = getattr(source, name, None)
+        if value is not None:
+            getattr(target, name).data = value.detach().clone()
+
+
+def _replace_modules(
+    root: nn.Module, kinds: tuple[type[nn.Module], ...], make: Callable[[nn.Module], nn.Module]
+) -> nn.Module:
+    """Swaps every submodule of one of ``kinds`` for ``make(submodule)``, depth first."""
+    if isinstance(root, kinds):
+        return make(root)
+    for name, child in root.named_children():
+        replacement = _replace_modules(child, kinds, make)
+        if replacement is not child:
+            setattr(root, name, replacement)
+    return root
+
+
+def fold_frozen_norm(weight: Tensor, bias: Tensor | None, norm: FrozenBatchNorm2d) -> tuple[Tensor, Tensor]:
+    """The convolution that does the work of ``norm(conv(x))`` in one pass over the map.
+
+    Computed anew at each call, a few operations on small tensors: the buffers may be loaded or moved at any time.
+
+    Args:
+        weight: (C, ...) of the convolution.
+        bias: (C,) of the convolution, or None.
+
+    Returns:
+        Weight and bias of the folded convolution; gradients reach ``weight`` and ``bias``.
+    """
+    scale, shift = norm.scale_and_shift()
+    folded_weight = weight * scale.view(-1, *[1] * (weight.dim() - 1))
+    return folded_weight, shift if bias is None else torch.addcmul(shift, bias, scale)
+
+
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """All-reduce whose gradient is an all-reduce: each rank's input adds to every rank's output."""
+
+    @staticmethod
+    def forward(ctx, value: Tensor) -> Tensor:
+        total = value.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        total = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+
+class NaiveSyncBatchNorm(nn.BatchNorm2d):
+    """Batch normalisation with statistics over all ranks, by plain all-reduce; works on any backend.
+
+    Args:
+        stats_mode: ``""`` weighs each rank alike, right when all ranks hold the same amount of data and none is
+            empty; ``"N"`` weighs by the number of images, and ranks may be empty.
+        *args, **kwargs: as of ``nn.BatchNorm2d``.
+
+    With one process, or in evaluation, it is ``nn.BatchNorm2d``. The running variance is the biased one.
+    """
+
+    def __init__(self, *args, stats_mode: str = "", **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        if stats_mode not in ("", "N"):
+            raise ValueError(f"stats_mode '{stats_mode}' is unknown; use '' (ranks weigh alike) or 'N' (by images)")
+        self._stats_mode = stats_mode
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalises ``input`` (N, C, H, W)."""
+        if not self.training or _world_size() == 1:
+            return super().forward(input)
+        x = input.float()
+        mean, mean_square, any_data = self._statistics(x)
+        var = mean_square - mean * mean
+        self._update_running(mean.detach(), var.detach(), any_data)
+        scale = torch.rsqrt(var + self.eps)
+        shift = -mean * scale
+        if self.affine:
+            scale, shift = scale * self.weight, shift * self.weight + self.bias
+        out = torch.addcmul(shift.view(1, -1, 1, 1), x, scale.view(1, -1, 1, 1))
+        return out.to(input.dtype)
+
+    def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean (C,) and mean square (C,) over all ranks, and 1.0 if any rank held data, else 0.0."""
+        if self._stats_mode == "" and x.shape[0] == 0:
+            raise ValueError("NaiveSyncBatchNorm got a batch of no images; use stats_mode='N' ('naiveSyncBN_N')")
+        weight = 1.0 if self._stats_mode == "" else float(x.shape[0])
+        cells = max(x.numel() // x.shape[1], 1)
+        sums = torch.cat([x.sum((0, 2, 3)), (x * x).sum((0, 2, 3))]) * (weight / cells)
+        total = _SumOverRanks.apply(torch.cat([sums, sums.new_tensor([weight])]))
+        total_weight = total[-1].detach()
+        mean, mean_square = (total[:-1] / total_weight.clamp(min=1.0)).chunk(2)
+        return mean, mean_square, total_weight.clamp(max=1.0)
+
+    @torch.no_grad()
+    def _update_running(self, mean: Tensor, var: Tensor, any_data: Tensor) -> None:
+        if not self.track_running_stats:
+            return
+        self.num_batches_tracked.add_(1)
+        momentum = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
+        self.running_mean.lerp_(mean.to(self.running_mean), (momentum * any_data).to(self.running_mean))
+        self.running_var.lerp_(var.to(self.running_var), (momentum * any_data).to(self.running_var))
+
+
+class CycleBatchNormList(nn.ModuleList):
+    """Batch norms that take turns, one a call: statistics of their own, one affine pair for all.
+
+    For a head shared between feature levels whose statistics differ: call it once a level, always in the same order.
+
+    Args:
+        length: number of norms, the period of the cycle.
+        bn_class: the norm's class.
+        **kwargs: of ``bn_class``; ``affine=False`` leaves the shared pair out.
+    """
+
+    def __init__(self, length: int, bn_class: type[nn.Module] = nn.BatchNorm2d, **kwargs) -> None:
+        self._affine = kwargs.pop("affine", True)
+        super().__init__([bn_class(**kwargs, affine=False) for _ in range(length)])
+        if self._affine:
+            channels = self[0].num_features
+            self.weight = nn.Parameter(torch.ones(channels))
+            self.bias = nn.Parameter(torch.zeros(channels))
+        self._turn = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalises ``x`` (N, C, H, W) by the norm whose turn it is."""
+        y = self[self._turn](x)
+        self._turn = (self._turn + 1) % len(self)
+        if self._affine:
+            y = torch.addcmul(self.bias.view(1, -1, 1, 1), y, self.weight.view(1, -1, 1, 1))
+        return y
+
+    def extra_repr(self) -> str:
+        return f"affine={self._affine}"
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation over the channels of each cell of an (N, C, H, W) map.
+
+    Args:
+        normalized_shape: C.
+        eps: added to the variance before the root.
+    """
+
+    def __init__(self, normalized_shape: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(normalized_shape))
+        self.bias = nn.Parameter(torch.zeros(normalized_shape))
+        self.eps = eps
+        self.normalized_shape = (normalized_shape,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W)."""
+        cells = x.permute(0, 2, 3, 1)
+        return F.layer_norm(cells, self.normalized_shape, self.weight, self.bias, self.eps).permute(0, 3, 1, 2)
+
+    def extra_repr(self) -> str:
+        return f"{self.normalized_shape[0]}, eps={self.eps}"
+
+
+_NORM_MAKERS: dict[str, Callable[[int], nn.Module]] = {
+    "BN": nn.BatchNorm2d,
+    "SyncBN": nn.SyncBatchNorm,
+    "FrozenBN": FrozenBatchNorm2d,
+    "GN": lambda channels: nn.GroupNorm(32, channels),
+    "LN": LayerNorm,
+    "nnSyncBN": nn.SyncBatchNorm,
+    "naiveSyncBN": NaiveSyncBatchNorm,
+    "naiveSyncBN_N": lambda channels: NaiveSyncBatchNorm(channels, stats_mode="N"),
+}
+
+
+def get_norm(norm: str | Callable[[int], nn.Module] | None, out_channels: int) -> nn.Module | None:
+    """Makes the normalisation layer that a config names.
+
+    Args:
+        norm: a name (BN, SyncBN, FrozenBN, GN of 32 groups, LN, nnSyncBN, naiveSyncBN, naiveSyncBN_N), or a
+            callable that takes the number of channels; "" and None stand for no normalisation.
+        out_channels: number of channels to normalise.
+
+    Raises:
+        ValueError: for a name that is not among these.
+    """
+    if not norm:
+        return None
+    if not isinstance(norm, str):
+        return norm(out_channels)
+    if norm not in _NORM_MAKERS:
+        near = difflib.get_close_matches(norm, _NORM_MAKERS, n=1)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        raise ValueError(f"norm '{norm}' is unknown; {hint}Known: '', {', '.join(_NORM_MAKERS)}")
+    return _NORM_MAKERS[norm](out_channels)
