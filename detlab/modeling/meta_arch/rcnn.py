@@ -1,0 +1,218 @@
+"""Models in two stages: propose boxes, then look at each (Faster and Mask R-CNN), and the first stage alone.
+
+An input is a dict with ``image`` (C, H, W); in training also ``instances`` with ground truth; ``height`` and ``width``
+are the size wanted of the result, by default the image's; ``proposals`` serve where no generator makes them.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from detlab.config.config import configurable
+from detlab.modeling.backbone.backbone import Backbone
+from detlab.modeling.backbone.build import build_backbone
+from detlab.modeling.meta_arch.build import META_ARCH_REGISTRY
+from detlab.modeling.meta_arch.preprocess import ground_truth_of, normalize_and_batch, register_pixel_statistics
+from detlab.modeling.postprocessing import detector_postprocess
+from detlab.modeling.proposal_generator.build import build_proposal_generator
+from detlab.modeling.roi_heads.roi_heads import build_roi_heads
+from detlab.structures.image_list import ImageList
+from detlab.structures.instances import Instances
+from detlab.utils.events import get_event_storage, has_event_storage
+from detlab.utils.image import convert_image_to_rgb
+
+__all__ = ["GeneralizedRCNN", "ProposalNetwork"]
+
+
+def _postprocess(results: list[Instances], batched_inputs: list[dict], images: ImageList) -> list[Instances]:
+    """Each image's results at the size its input wants."""
+    return [
+        detector_postprocess(result, item.get("height", size[0]), item.get("width", size[1]))
+        for result, item, size in zip(results, batched_inputs, images.image_sizes)
+    ]
+
+
+@META_ARCH_REGISTRY.register()
+class GeneralizedRCNN(nn.Module):
+    """Backbone, proposal generator and ROI heads.
+
+    Args:
+        backbone: from images to feature maps.
+        proposal_generator: None if the inputs bring ``proposals``.
+        roi_heads: see :class:`ROIHeads`.
+        pixel_mean: of each channel.
+        pixel_std: of each channel.
+        input_format: ``RGB`` or ``BGR``, the channel order of the inputs; needed to show them.
+        vis_period: show training images every so many iterations; 0 never.
+
+    Raises:
+        ValueError: if the means and deviations do not fit, or images are to be shown without ``input_format``.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        proposal_generator: nn.Module,
+        roi_heads: nn.Module,
+        pixel_mean: tuple[float],
+        pixel_std: tuple[float],
+        input_format: str | None = None,
+        vis_period: int = 0,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.proposal_generator = proposal_generator
+        self.roi_heads = roi_heads
+        self.input_format = input_format
+        self.vis_period = vis_period
+        if vis_period > 0 and input_format is None:
+            raise ValueError("to show training images the model needs input_format, 'RGB' or 'BGR'")
+        register_pixel_statistics(self, pixel_mean, pixel_std)
+
+    @classmethod
+    def from_config(cls, cfg) -> dict:
+        backbone = build_backbone(cfg)
+        return {
+            "backbone": backbone,
+            "proposal_generator": build_proposal_generator(cfg, backbone.output_shape()),
+            "roi_heads": build_roi_heads(cfg, backbone.output_shape()),
+            "input_format": cfg.INPUT.FORMAT,
+            "vis_period": cfg.VIS_PERIOD,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies."""
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
+        """Losses by name in training; else of each input a dict with ``instances``, at the size it wants.
+
+        Args:
+            batched_inputs: see the head of this file.
+
+        Raises:
+            ValueError: in training, if the inputs have no ``instances``.
+        """
+        if not self.training:
+            return self.inference(batched_inputs)
+        images = self.preprocess_image(batched_inputs)
+        targets = ground_truth_of(batched_inputs, self.device)
+        if targets is None:
+            raise ValueError(
+                "training needs ground truth, but the inputs have no 'instances'; is the mapper's is_train on?"
+            )
+        features = self.backbone(images.tensor)
+        proposals, proposal_losses = self._proposals(batched_inputs, images, features, targets)
+        _, head_losses = self.roi_heads(images, features, proposals, targets)
+        if self.vis_period > 0 and has_event_storage() and get_event_storage().iter % self.vis_period == 0:
+            self.visualize_training(batched_inputs, proposals)
+        return {**head_losses, **proposal_losses}
+
+    def inference(
+        self,
+        batched_inputs: list[dict],
+        detected_instances: list[Instances] | None = None,
+        do_postprocess: bool = True,
+    ) -> list[dict] | list[Instances]:
+        """Detect.
+
+        Args:
+            batched_inputs: see the head of this file.
+            detected_instances: with ``pred_boxes`` and ``pred_classes``, to have only masks and keypoints predicted.
+            do_postprocess: rescale to the size wanted and paste masks.
+
+        Returns:
+            Dicts with ``instances``; without postprocessing the instances themselves, at the network's input size.
+        """
+        assert not self.training
+        images = self.preprocess_image(batched_inputs)
+        features = self.backbone(images.tensor)
+        if detected_instances is None:
+            proposals, _ = self._proposals(batched_inputs, images, features, None)
+            results, _ = self.roi_heads(images, features, proposals, None)
+        else:
+            given = [x.to(self.device) for x in detected_instances]
+            results = self.roi_heads.forward_with_given_boxes(features, given)
+        if not do_postprocess:
+            return results
+        return [{"instances": result} for result in _postprocess(results, batched_inputs, images)]
+
+    def _proposals(self, batched_inputs: list[dict], images: ImageList, features, targets):
+        """Proposals and their losses, made here or brought by the inputs."""
+        if self.proposal_generator is not None:
+            return self.proposal_generator(images, features, targets)
+        if "proposals" not in batched_inputs[0]:
+            raise ValueError("the model has no proposal generator and the inputs bring no 'proposals'; "
+                             "set DATASETS.PROPOSAL_FILES_TRAIN / _TEST and MODEL.LOAD_PROPOSALS")  # fmt: skip
+        return [x["proposals"].to(self.device) for x in batched_inputs], {}
+
+    def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
+        """Normalise and pad; see :func:`normalize_and_batch`."""
+        return normalize_and_batch(batched_inputs, self.pixel_mean, self.pixel_std, self.backbone)
+
+    def visualize_training(self, batched_inputs: list[dict], proposals: list[Instances], max_boxes: int = 20) -> None:
+        """Put the first image with its true boxes beside the same with its best proposals into the event storage."""
+        from detlab.utils.visualizer import Visualizer
+
+        item, own = batched_inputs[0], proposals[0]
+        image = convert_image_to_rgb(item["image"].permute(1, 2, 0).cpu(), self.input_format)
+        best = own.proposal_boxes.tensor[:max_boxes].detach().cpu().numpy()
+        truth = item["instances"].gt_boxes.tensor.cpu().numpy()
+        panels = [Visualizer(image).overlay_instances(boxes=boxes).get_image() for boxes in (truth, best)]
+        strip = torch.cat([torch.from_numpy(panel.copy()) for panel in panels], dim=1).permute(2, 0, 1)
+        get_event_storage().put_image("Left: true boxes; right: best proposals", strip)
+
+
+@META_ARCH_REGISTRY.register()
+class ProposalNetwork(nn.Module):
+    """Backbone and proposal generator alone.
+
+    Args:
+        backbone: from images to feature maps.
+        proposal_generator: see :data:`PROPOSAL_GENERATOR_REGISTRY`.
+        pixel_mean: of each channel.
+        pixel_std: of each channel.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        proposal_generator: nn.Module,
+        pixel_mean: tuple[float],
+        pixel_std: tuple[float],
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.proposal_generator = proposal_generator
+        register_pixel_statistics(self, pixel_mean, pixel_std)
+
+    @classmethod
+    def from_config(cls, cfg) -> dict:
+        backbone = build_backbone(cfg)
+        return {
+            "backbone": backbone,
+            "proposal_generator": build_proposal_generator(cfg, backbone.output_shape()),
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies."""
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
+        """Losses by name in training; else of each input a dict with ``proposals``, at the size it wants."""
+        images = normalize_and_batch(batched_inputs, self.pixel_mean, self.pixel_std, self.backbone)
+        targets = ground_truth_of(batched_inputs, self.device)
+        features = self.backbone(images.tensor)
+        proposals, losses = self.proposal_generator(images, features, targets)
+        if self.training:
+            return losses
+        return [{"proposals": result} for result in _postprocess(proposals, batched_inputs, images)]

@@ -1,0 +1,357 @@
+"""Region proposal network (Ren et al. 2015).
+
+Shapes: N images, L feature levels, C channels, A anchors per cell, Hl x Wl cells of level l, Pl = Hl * Wl * A anchors
+of level l, S anchors of all levels, P proposals.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detlab.config.config import configurable
+from detlab.layers.shape_spec import ShapeSpec
+from detlab.layers.wrappers import Conv2d
+from detlab.modeling.anchor_generator import build_anchor_generator
+from detlab.modeling.box_regression import Box2BoxTransform, dense_box_regression_loss
+from detlab.modeling.matcher import Matcher
+from detlab.modeling.proposal_generator.build import PROPOSAL_GENERATOR_REGISTRY
+from detlab.modeling.proposal_generator.proposal_utils import (
+    Candidates,
+    Proposals,
+    image_sizes_tensor,
+    proposals_to_instances,
+    suppress_candidates,
+)
+from detlab.modeling.sampling import subsample_labels
+from detlab.modeling.weight_init import normal_init
+from detlab.structures.boxes import Boxes, pairwise_iou
+from detlab.structures.image_list import ImageList
+from detlab.structures.instances import Instances
+from detlab.utils.events import log_scalars
+from detlab.utils.memory import retry_if_cuda_oom
+from detlab.utils.registry import Registry
+
+__all__ = ["RPN", "RPN_HEAD_REGISTRY", "StandardRPNHead", "build_rpn_head"]
+
+RPN_HEAD_REGISTRY = Registry("RPN_HEAD")
+RPN_HEAD_REGISTRY.__doc__ = """Modules ``(cfg, input_shape)`` that map L feature maps to two lists of L maps each:
+objectness logits (N, A, Hl, Wl) and box offsets (N, A * box_dim, Hl, Wl)."""
+
+
+def build_rpn_head(cfg, input_shape: list[ShapeSpec]) -> nn.Module:
+    """The head that ``cfg.MODEL.RPN.HEAD_NAME`` names."""
+    return RPN_HEAD_REGISTRY.get(cfg.MODEL.RPN.HEAD_NAME)(cfg, input_shape)
+
+
+def flatten_cells(maps: Tensor, num_values: int) -> Tensor:
+    """(N, A * D, H, W) -> (N, H * W * A, D), where D is ``num_values``."""
+    cells = maps.unflatten(1, (-1, num_values)).permute(0, 3, 4, 1, 2)  # N, H, W, A, D
+    return cells.flatten(1, 3)
+
+
+@RPN_HEAD_REGISTRY.register()
+class StandardRPNHead(nn.Module):
+    """Shared 3x3 convolutions, then 1x1 convolutions for objectness and offsets, the same for all levels.
+
+    Args:
+        in_channels: C of every feature map.
+        num_anchors: A.
+        box_dim: values of one box: 4, or 5 for rotated ones.
+        conv_dims: output channels of the shared convolutions, -1 for ``in_channels``.
+
+    Raises:
+        ValueError: if ``conv_dims`` is empty or has a number that cannot be a number of channels.
+    """
+
+    @configurable
+    def __init__(self, *, in_channels: int, num_anchors: int, box_dim: int = 4, conv_dims: list[int] = (-1,)) -> None:
+        super().__init__()
+        widths = [in_channels if dim == -1 else dim for dim in conv_dims]
+        if not widths or min(widths) <= 0:
+            raise ValueError(f"MODEL.RPN.CONV_DIMS holds channel numbers, or -1 for the input's; got {list(conv_dims)}")
+        convs = [
+            Conv2d(c, d, kernel_size=3, padding=1, activation=F.relu_) for c, d in zip([in_channels, *widths], widths)
+        ]
+        self.conv = convs[0]
+        if len(convs) > 1:
+            self.conv = nn.Sequential()
+            for i, conv in enumerate(convs):
+                self.conv.add_module(f"conv{i}", conv)
+        self.objectness_logits = nn.Conv2d(widths[-1], num_anchors, kernel_size=1)
+        self.anchor_deltas = nn.Conv2d(widths[-1], num_anchors * box_dim, kernel_size=1)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                normal_init(layer, std=0.01)
+
+    @classmethod
+    def from_config(cls, cfg, input_shape: list[ShapeSpec]) -> dict:
+        channels = {shape.channels for shape in input_shape}
+        if len(channels) != 1:
+            raise ValueError(f"the RPN head is shared by all levels, which must have equal channels; got {channels}")
+        generator = build_anchor_generator(cfg, input_shape)
+        num_anchors = set(generator.num_anchors)
+        if len(num_anchors) != 1:
+            raise ValueError(
+                f"the RPN head is shared by all levels, which need equal anchors per cell; got {num_anchors}"
+            )
+        return {
+            "in_channels": channels.pop(),
+            "num_anchors": num_anchors.pop(),
+            "box_dim": generator.box_dim,
+            "conv_dims": cfg.MODEL.RPN.CONV_DIMS,
+        }
+
+    def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """L maps (N, C, Hl, Wl) to L logits (N, A, Hl, Wl) and L offsets (N, A * box_dim, Hl, Wl)."""
+        hidden = [self.conv(x) for x in features]
+        return [self.objectness_logits(h) for h in hidden], [self.anchor_deltas(h) for h in hidden]
+
+
+@PROPOSAL_GENERATOR_REGISTRY.register()
+class RPN(nn.Module):
+    """Scores and refines anchors, and passes on the best.
+
+    Args:
+        in_features: names of the feature maps used.
+        head: see :data:`RPN_HEAD_REGISTRY`.
+        anchor_generator: see :data:`ANCHOR_GENERATOR_REGISTRY`.
+        anchor_matcher: labels anchors by their overlap with ground truth.
+        box2box_transform: how offsets move anchors.
+        batch_size_per_image: anchors of an image that take part in the loss.
+        positive_fraction: the most of them that are positive.
+        pre_nms_topk: (training, inference): boxes of each level that enter the suppression.
+        post_nms_topk: (training, inference): P.
+        nms_thresh: IoU of the suppression.
+        min_box_size: proposals must be wider and higher, in pixels of the network's input.
+        anchor_boundary_thresh: anchors that leave the image by more than this take no part in the loss; below 0 all do.
+        loss_weight: one number, or one for each of ``loss_rpn_cls`` and ``loss_rpn_loc``.
+        box_reg_loss_type: see :func:`box_regression_loss`.
+        smooth_l1_beta: see :func:`box_regression_loss`.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        in_features: list[str],
+        head: nn.Module,
+        anchor_generator: nn.Module,
+        anchor_matcher: Matcher,
+        box2box_transform: Box2BoxTransform,
+        batch_size_per_image: int,
+        positive_fraction: float,
+        pre_nms_topk: tuple[float, float],
+        post_nms_topk: tuple[float, float],
+        nms_thresh: float = 0.7,
+        min_box_size: float = 0.0,
+        anchor_boundary_thresh: float = -1.0,
+        loss_weight: float | dict[str, float] = 1.0,
+        box_reg_loss_type: str = "smooth_l1",
+        smooth_l1_beta: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.rpn_head = head
+        self.anchor_generator = anchor_generator
+        self.anchor_matcher = anchor_matcher
+        self.box2box_transform = box2box_transform
+        self.batch_size_per_image = batch_size_per_image
+        self.positive_fraction = positive_fraction
+        self.pre_nms_topk = {True: pre_nms_topk[0], False: pre_nms_topk[1]}
+        self.post_nms_topk = {True: post_nms_topk[0], False: post_nms_topk[1]}
+        self.nms_thresh = nms_thresh
+        self.min_box_size = float(min_box_size)
+        self.anchor_boundary_thresh = anchor_boundary_thresh
+        if not isinstance(loss_weight, dict):
+            loss_weight = {"loss_rpn_cls": loss_weight, "loss_rpn_loc": loss_weight}
+        self.loss_weight = loss_weight
+        self.box_reg_loss_type = box_reg_loss_type
+        self.smooth_l1_beta = smooth_l1_beta
+
+    @classmethod
+    def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]) -> dict:
+        settings = cfg.MODEL.RPN
+        shapes = [input_shape[name] for name in settings.IN_FEATURES]
+        return {
+            "in_features": settings.IN_FEATURES,
+            "head": build_rpn_head(cfg, shapes),
+            "anchor_generator": build_anchor_generator(cfg, shapes),
+            "anchor_matcher": Matcher(settings.IOU_THRESHOLDS, settings.IOU_LABELS, allow_low_quality_matches=True),
+            "box2box_transform": Box2BoxTransform(weights=settings.BBOX_REG_WEIGHTS),
+            "batch_size_per_image": settings.BATCH_SIZE_PER_IMAGE,
+            "positive_fraction": settings.POSITIVE_FRACTION,
+            "pre_nms_topk": (settings.PRE_NMS_TOPK_TRAIN, settings.PRE_NMS_TOPK_TEST),
+            "post_nms_topk": (settings.POST_NMS_TOPK_TRAIN, settings.POST_NMS_TOPK_TEST),
+            "nms_thresh": settings.NMS_THRESH,
+            "min_box_size": cfg.MODEL.PROPOSAL_GENERATOR.MIN_SIZE,
+            "anchor_boundary_thresh": settings.BOUNDARY_THRESH,
+            "loss_weight": {
+                "loss_rpn_cls": settings.LOSS_WEIGHT,
+                "loss_rpn_loc": settings.BBOX_REG_LOSS_WEIGHT * settings.LOSS_WEIGHT,
+            },
+            "box_reg_loss_type": settings.BBOX_REG_LOSS_TYPE,
+            "smooth_l1_beta": settings.SMOOTH_L1_BETA,
+        }
+
+    def forward(
+        self, images: ImageList, features: dict[str, Tensor], gt_instances: list[Instances] | None = None
+    ) -> tuple[list[Instances], dict[str, Tensor]]:
+        """Propose boxes, and in training measure the losses.
+
+        Args:
+            images: the padded batch.
+            features: maps (N, C, Hl, Wl) by name.
+            gt_instances: in training, with ``gt_boxes``.
+
+        Returns:
+            N instances with ``proposal_boxes`` and ``objectness_logits``; losses ``loss_rpn_cls``, ``loss_rpn_loc``.
+        """
+        maps = [features[name] for name in self.in_features]
+        anchors = self.anchor_generator(maps)
+        logits, deltas = self.predict_anchors(maps)
+        losses = {}
+        if self.training:
+            gt_labels, gt_boxes = self.label_and_sample_anchors(anchors, gt_instances)
+            losses = self.losses(anchors, logits, gt_labels, deltas, gt_boxes)
+        return self.predict_proposals(anchors, logits, deltas, images.image_sizes), losses
+
+    def propose(self, features: dict[str, Tensor], image_sizes: Tensor) -> Proposals:
+        """The tensor core of inference: maps (N, C, Hl, Wl) and sizes (N, 2) to P proposals for each image."""
+        maps = [features[name] for name in self.in_features]
+        anchors = self.anchor_generator.anchors_of_maps(maps)
+        logits, deltas = self.predict_anchors(maps)
+        return self.decode_proposals(anchors, logits, deltas, image_sizes)
+
+    def predict_anchors(self, maps: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """L maps to L logits (N, Pl) and L offsets (N, Pl, box_dim), ordered as the anchors are."""
+        logits, deltas = self.rpn_head(maps)
+        box_dim = self.anchor_generator.box_dim
+        return [flatten_cells(x, 1).squeeze(-1) for x in logits], [flatten_cells(x, box_dim) for x in deltas]
+
+    @torch.no_grad()
+    def label_and_sample_anchors(
+        self, anchors: list[Boxes], gt_instances: list[Instances]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Label the anchors of each image, and choose those that take part in the loss.
+
+        Args:
+            anchors: L :class:`Boxes`, the same for all images.
+            gt_instances: N instances with ``gt_boxes``.
+
+        Returns:
+            N labels (S,) int8: 1 positive, 0 negative, -1 not in the loss; and N matched boxes (S, 4), which mean
+            something only where the label is 1.
+        """
+        all_anchors = type(anchors[0]).cat(anchors)
+        labelled = [self._label_image(all_anchors, target) for target in gt_instances]
+        return [labels for labels, _ in labelled], [boxes for _, boxes in labelled]
+
+    def _label_image(self, anchors: Boxes, target: Instances) -> tuple[Tensor, Tensor]:
+        overlaps = retry_if_cuda_oom(pairwise_iou)(target.gt_boxes, anchors)
+        matches, labels = retry_if_cuda_oom(self.anchor_matcher)(overlaps)
+        labels = labels.to(device=anchors.device)
+        if self.anchor_boundary_thresh >= 0:
+            labels[~anchors.inside_box(target.image_size, self.anchor_boundary_thresh)] = -1
+        labels = self._subsample(labels)
+        if len(target) == 0:
+            return labels, torch.zeros_like(anchors.tensor)
+        return labels, target.gt_boxes.tensor[matches]
+
+    def _subsample(self, labels: Tensor) -> Tensor:
+        """The labels with -1 for every anchor that was not drawn."""
+        positive, negative = subsample_labels(labels, self.batch_size_per_image, self.positive_fraction, 0)
+        sampled = torch.full_like(labels, -1)
+        sampled[positive] = 1
+        sampled[negative] = 0
+        return sampled
+
+    def losses(
+        self,
+        anchors: list[Boxes],
+        pred_objectness_logits: list[Tensor],
+        gt_labels: list[Tensor],
+        pred_anchor_deltas: list[Tensor],
+        gt_boxes: list[Tensor],
+    ) -> dict[str, Tensor]:
+        """Objectness and regression losses, divided by the number of anchors asked for.
+
+        Args:
+            anchors: L :class:`Boxes`.
+            pred_objectness_logits: L tensors (N, Pl).
+            gt_labels: N tensors (S,), see :meth:`label_and_sample_anchors`.
+            pred_anchor_deltas: L tensors (N, Pl, box_dim).
+            gt_boxes: N tensors (S, box_dim).
+        """
+        labels = torch.stack(gt_labels)
+        sampled = (labels >= 0).nonzero(as_tuple=True)
+        logits = torch.cat(pred_objectness_logits, dim=1)[sampled]
+        objectness = F.binary_cross_entropy_with_logits(
+            logits.float(), labels[sampled].to(torch.float32), reduction="sum"
+        )
+        localization = dense_box_regression_loss(
+            anchors,
+            self.box2box_transform,
+            pred_anchor_deltas,
+            gt_boxes,
+            labels == 1,
+            box_reg_loss_type=self.box_reg_loss_type,
+            smooth_l1_beta=self.smooth_l1_beta,
+        )
+        num_images = len(gt_labels)
+        log_scalars(
+            **{
+                "rpn/num_pos_anchors": (labels == 1).sum() / num_images,
+                "rpn/num_neg_anchors": (labels == 0).sum() / num_images,
+            }
+        )
+        normalizer = self.batch_size_per_image * num_images
+        losses = {"loss_rpn_cls": objectness / normalizer, "loss_rpn_loc": localization / normalizer}
+        return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
+
+    @torch.no_grad()
+    def predict_proposals(
+        self,
+        anchors: list[Boxes],
+        pred_objectness_logits: list[Tensor],
+        pred_anchor_deltas: list[Tensor],
+        image_sizes: list[tuple[int, int]],
+    ) -> list[Instances]:
+        """:meth:`decode_proposals` as N instances; no gradient flows through the boxes.
+
+        Args:
+            anchors: L :class:`Boxes`.
+            pred_objectness_logits: L tensors (N, Pl).
+            pred_anchor_deltas: L tensors (N, Pl, box_dim).
+            image_sizes: N times (height, width).
+        """
+        sizes = image_sizes_tensor(image_sizes, pred_anchor_deltas[0])
+        tensors = [boxes.tensor for boxes in anchors]
+        proposals = self.decode_proposals(tensors, pred_objectness_logits, pred_anchor_deltas, sizes)
+        return proposals_to_instances(proposals, image_sizes)
+
+    def decode_proposals(
+        self, anchors: list[Tensor], logits: list[Tensor], deltas: list[Tensor], image_sizes: Tensor
+    ) -> Proposals:
+        """Decode the best anchors of each level and suppress overlaps.
+
+        Args:
+            anchors: L tensors (Pl, 4).
+            logits: L tensors (N, Pl).
+            deltas: L tensors (N, Pl, 4).
+            image_sizes: (N, 2), height and width.
+        """
+        parts = [
+            self._best_of_level(level, *level_values) for level, level_values in enumerate(zip(anchors, logits, deltas))
+        ]
+        candidates = Candidates(*(torch.cat(values, dim=1) for values in zip(*parts)))
+        return suppress_candidates(
+            candidates, image_sizes, self.nms_thresh, self.post_nms_topk[self.training], self.min_box_size
+        )
+
+    def _best_of_level(self, level: int, anchors: Tensor, logits: Tensor, deltas: Tensor) -> Candidates:
+        """Only what enters the suppression is decoded: a few thousand of up to a hundred thousand anchors."""
+        count = torch.sym_min(self.pre_nms_topk[self.training], logits.shape[1])
+        top_logits, chosen = logits.topk(count, dim=1)
+        moves = deltas.gather(1, chosen[..., None].expand(-1, -1, deltas.shape[-1]))
+        boxes = self.box2box_transform.apply_deltas(moves, anchors[chosen])
+        return Candidates(boxes, top_logits, torch.full_like(chosen, level))

@@ -1,0 +1,171 @@
+"""Keypoints of detected objects (Mask R-CNN, He et al. 2017, section 5).
+
+Shapes: R boxes of the whole batch, C channels, K keypoints, S x S the heat map's resolution.
+"""
+
+from abc import abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detlab.config.config import configurable
+from detlab.layers.shape_spec import ShapeSpec
+from detlab.layers.wrappers import Conv2d
+from detlab.modeling.loss_normalizer import mean_over_ranks
+from detlab.modeling.weight_init import he_normal_fan_out
+from detlab.structures.instances import Instances
+from detlab.structures.keypoints import heatmaps_to_keypoints
+from detlab.utils.events import log_scalars
+from detlab.utils.registry import Registry
+
+__all__ = [
+    "ROI_KEYPOINT_HEAD_REGISTRY",
+    "BaseKeypointRCNNHead",
+    "KRCNNConvDeconvUpsampleHead",
+    "build_keypoint_head",
+    "keypoint_rcnn_inference",
+    "keypoint_rcnn_loss",
+]
+
+ROI_KEYPOINT_HEAD_REGISTRY = Registry("ROI_KEYPOINT_HEAD")
+ROI_KEYPOINT_HEAD_REGISTRY.__doc__ = """Modules ``(cfg, input_shape)`` called with pooled features and N instances:
+in training they return losses, in inference the instances with ``pred_keypoints``."""
+
+
+def build_keypoint_head(cfg, input_shape: ShapeSpec) -> nn.Module:
+    """The head that ``cfg.MODEL.ROI_KEYPOINT_HEAD.NAME`` names, for pooled features of ``input_shape``."""
+    return ROI_KEYPOINT_HEAD_REGISTRY.get(cfg.MODEL.ROI_KEYPOINT_HEAD.NAME)(cfg, input_shape)
+
+
+def _heatmap_targets(instances: list[Instances], heatmap_size: int) -> tuple[Tensor, Tensor]:
+    """The cell of each keypoint, (R * K,), and whether it counts: visible and inside its proposal."""
+    cells, counts = [], []
+    for own in instances:
+        if len(own) > 0:
+            own_cells, own_counts = own.gt_keypoints.to_heatmap(own.proposal_boxes.tensor, heatmap_size)
+            cells.append(own_cells.flatten())
+            counts.append(own_counts.flatten().bool())
+    return torch.cat(cells), torch.cat(counts)
+
+
+def keypoint_rcnn_loss(pred_keypoint_logits: Tensor, instances: list[Instances], normalizer: float | None) -> Tensor:
+    """Cross entropy over the cells of each keypoint's heat map.
+
+    Args:
+        pred_keypoint_logits: (R, K, S, S).
+        instances: N instances, R together, with ``proposal_boxes`` and ``gt_keypoints``.
+        normalizer: what the sum is divided by; None for the number of visible keypoints.
+    """
+    num_boxes, num_keypoints, side, _ = pred_keypoint_logits.shape
+    total, num_visible = pred_keypoint_logits.sum() * 0, 0
+    if num_boxes > 0:
+        cells, is_visible = _heatmap_targets(instances, side)
+        chosen = is_visible.nonzero().squeeze(1)
+        num_visible = chosen.numel()
+        logits = pred_keypoint_logits.reshape(num_boxes * num_keypoints, side * side)[chosen]
+        total = total + F.cross_entropy(logits.float(), cells[chosen], reduction="sum")
+    if num_visible == 0:
+        log_scalars(kpts_num_skipped_batches=1.0)
+    return total / (normalizer if normalizer is not None else mean_over_ranks(num_visible, total))
+
+
+def keypoint_rcnn_inference(pred_keypoint_logits: Tensor, pred_instances: list[Instances]) -> None:
+    """Add ``pred_keypoints`` (D, K, 3) [x, y, score] and ``pred_keypoint_heatmaps`` (D, K, S, S) to N instances.
+
+    Args:
+        pred_keypoint_logits: (R, K, S, S).
+        pred_instances: with ``pred_boxes``, R together.
+    """
+    boxes = torch.cat([x.pred_boxes.tensor for x in pred_instances])
+    heatmaps = pred_keypoint_logits.detach()
+    keypoints = heatmaps_to_keypoints(heatmaps, boxes.detach())
+    counts = [len(x) for x in pred_instances]
+    for instances, points, maps in zip(pred_instances, keypoints.split(counts), heatmaps.split(counts)):
+        instances.pred_keypoints = points[:, :, [0, 1, 3]]
+        instances.pred_keypoint_heatmaps = maps
+
+
+class BaseKeypointRCNNHead(nn.Module):
+    """The loss and the inference of Keypoint R-CNN; a subclass supplies the network, :meth:`layers`.
+
+    Args:
+        num_keypoints: K.
+        loss_weight: of ``loss_keypoint``.
+        loss_normalizer: ``"visible"`` divides the loss by the visible keypoints of the batch; a number divides it by
+            that times the number of images.
+
+    Raises:
+        ValueError: for another string.
+    """
+
+    @configurable
+    def __init__(self, *, num_keypoints, loss_weight=1.0, loss_normalizer=1.0) -> None:
+        super().__init__()
+        if isinstance(loss_normalizer, str) and loss_normalizer != "visible":
+            raise ValueError(f"loss_normalizer is a number or 'visible', got '{loss_normalizer}'")
+        self.num_keypoints = num_keypoints
+        self.loss_weight = loss_weight
+        self.loss_normalizer = loss_normalizer
+
+    @classmethod
+    def from_config(cls, cfg, input_shape: ShapeSpec) -> dict:
+        settings = cfg.MODEL.ROI_KEYPOINT_HEAD
+        heads = cfg.MODEL.ROI_HEADS
+        most_keypoints = settings.NUM_KEYPOINTS * heads.BATCH_SIZE_PER_IMAGE * heads.POSITIVE_FRACTION
+        return {
+            "loss_weight": settings.LOSS_WEIGHT,
+            "num_keypoints": settings.NUM_KEYPOINTS,
+            "loss_normalizer": "visible" if settings.NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS else most_keypoints,
+        }
+
+    def forward(self, x: Tensor, instances: list[Instances]) -> dict[str, Tensor] | list[Instances]:
+        """Pooled features (R, C, h, w) to ``{"loss_keypoint": ...}`` in training, else to instances with keypoints."""
+        logits = self.layers(x)
+        if self.training:
+            by_visible = self.loss_normalizer == "visible"
+            normalizer = None if by_visible else len(instances) * self.loss_normalizer
+            return {"loss_keypoint": keypoint_rcnn_loss(logits, instances, normalizer) * self.loss_weight}
+        keypoint_rcnn_inference(logits, instances)
+        return instances
+
+    @abstractmethod
+    def layers(self, x: Tensor) -> Tensor:
+        """Pooled features (R, C, h, w) to logits (R, K, S, S)."""
+
+
+@ROI_KEYPOINT_HEAD_REGISTRY.register()
+class KRCNNConvDeconvUpsampleHead(BaseKeypointRCNNHead, nn.Sequential):
+    """3x3 convolutions, a transposed convolution and bilinear upsampling, which double the resolution each.
+
+    Args:
+        input_shape: channels of the pooled features.
+        num_keypoints: K.
+        conv_dims: channels of the convolutions.
+        kwargs: see :class:`BaseKeypointRCNNHead`.
+    """
+
+    @configurable
+    def __init__(self, input_shape, *, num_keypoints, conv_dims, **kwargs) -> None:
+        super().__init__(num_keypoints=num_keypoints, **kwargs)
+        channels = input_shape.channels
+        for i, dim in enumerate(conv_dims, start=1):
+            conv = Conv2d(channels, dim, kernel_size=3, padding=1)
+            he_normal_fan_out(conv)
+            self.add_module(f"conv_fcn{i}", conv)
+            self.add_module(f"conv_fcn_relu{i}", nn.ReLU(inplace=True))
+            channels = dim
+        self.score_lowres = nn.ConvTranspose2d(channels, num_keypoints, kernel_size=4, stride=2, padding=1)
+        he_normal_fan_out(self.score_lowres)
+
+    @classmethod
+    def from_config(cls, cfg, input_shape) -> dict:
+        return {
+            **super().from_config(cfg, input_shape),
+            "input_shape": input_shape,
+            "conv_dims": cfg.MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS,
+        }
+
+    def layers(self, x: Tensor) -> Tensor:
+        low_resolution = nn.Sequential.forward(self, x)
+        return F.interpolate(low_resolution, scale_factor=2, mode="bilinear", align_corners=False)

@@ -1,0 +1,90 @@
+import pytest
+import torch
+
+from detlab.data.transforms import ResizeShortestEdge
+from detlab.export import FixedSizeRCNN
+from detlab.modeling import build_model
+from detlab.utils.image import read_image
+from tests.modeling.tiny import tiny_config
+
+
+def make_model(masks):
+    torch.manual_seed(0)
+    return build_model(tiny_config(masks=masks)).eval()
+
+
+def real_images(shared_dir, count, size=(192, 256)):
+    """(N, 3, H, W) crops of COCO pictures, as float BGR in [0, 255]."""
+    images = []
+    for path in sorted((shared_dir / "datasets/coco/val2017").glob("*.jpg")):
+        image = read_image(str(path), "BGR")
+        image = ResizeShortestEdge(max(size)).get_transform(image).apply_image(image)
+        images.append(torch.from_numpy(image[: size[0], : size[1]].copy()).permute(2, 0, 1).float())
+        if len(images) == count:
+            return torch.stack(images)
+    raise AssertionError(f"fewer than {count} pictures in {shared_dir}")
+
+
+def assert_same_detections(fixed, instances, n):
+    count = int(fixed.count[n])
+    assert len(instances) == count > 0
+    assert torch.allclose(instances.pred_boxes.tensor, fixed.boxes[n, :count], atol=1e-3)
+    assert torch.allclose(instances.scores, fixed.scores[n, :count], atol=1e-5)
+    assert torch.equal(instances.pred_classes, fixed.classes[n, :count])
+    if fixed.masks is not None:
+        assert torch.allclose(instances.pred_masks[:, 0], fixed.masks[n, :count], atol=1e-4)
+    assert (fixed.scores[n, count:] == 0).all() and (fixed.boxes[n, count:] == 0).all()
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_valid_entries_equal_the_instances_path_on_real_images(masks, shared_dir):
+    model, images = make_model(masks), real_images(shared_dir, 2)
+    with torch.no_grad():
+        fixed = FixedSizeRCNN(model)(images)
+        instances = model.inference([{"image": image} for image in images], do_postprocess=False)
+    assert fixed.boxes.shape == (2, 10, 4)
+    for n in range(2):
+        assert_same_detections(fixed, instances[n], n)
+
+
+def test_a_smaller_image_in_the_corner_is_detected_as_if_padded(shared_dir):
+    model, images = make_model(masks=False), real_images(shared_dir, 2)
+    small = images[1, :, :160, :200]
+    with torch.no_grad():
+        sizes = torch.tensor([[192.0, 256.0], [160.0, 200.0]])
+        fixed = FixedSizeRCNN(model)(images, sizes)
+        instances = model.inference([{"image": images[0]}, {"image": small}], do_postprocess=False)
+    for n in range(2):
+        assert_same_detections(fixed, instances[n], n)
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_the_exported_program_gives_the_same_at_other_sizes(masks, shared_dir):
+    core = FixedSizeRCNN(make_model(masks))
+    images = real_images(shared_dir, 1)
+    height, width = torch.export.Dim("height", min=2, max=20), torch.export.Dim("width", min=2, max=20)
+    shapes = {"images": {2: 32 * height, 3: 32 * width}, "image_sizes": None}
+    program = torch.export.export(core, (images,), dynamic_shapes=shapes, strict=False)
+    for size in ((192, 256), (160, 320)):
+        image = real_images(shared_dir, 1, size)
+        with torch.no_grad():
+            expected, got = core(image), program.module()(image)
+        for a, b in zip(expected, got):
+            assert (a is None and b is None) or torch.allclose(a, b, atol=1e-4)
+        assert expected.count.item() > 0
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_dynamo_finds_no_graph_break(masks, shared_dir):
+    core, images = FixedSizeRCNN(make_model(masks)), real_images(shared_dir, 1)
+    with torch.no_grad():
+        explanation = torch._dynamo.explain(core)(images)
+    assert explanation.graph_break_count == 0, explanation.break_reasons
+    assert explanation.graph_count == 1
+
+
+def test_a_model_without_a_tensor_core_is_refused_in_words():
+    with pytest.raises(TypeError, match="needs a GeneralizedRCNN as model, got ProposalNetwork"):
+        FixedSizeRCNN(build_model(tiny_config("ProposalNetwork")))
+    with pytest.raises(TypeError, match="keypoints"):
+        FixedSizeRCNN(build_model(tiny_config(keypoints=True)))
