@@ -19,8 +19,8 @@ RECURSIVE = "_recursive_"
 def instantiate(cfg: Any) -> Any:
     """Calls ``cfg._target_`` with the other entries of ``cfg`` as arguments, innermost descriptions first.
 
-    A description comes from ``LazyCall``, from yaml, or is a plain dict. Lists are gone through and come back as plain
-    lists. Anything else, a dictionary without ``_target_`` among it, is given back as it is. An entry
+    A description comes from ``LazyCall``, from yaml, or is a plain dict. Lists and tuples are gone through and come
+    back as plain ones. Anything else, a dictionary without ``_target_`` among it, is given back as it is. An entry
     ``_recursive_: False`` hands inner descriptions to the target as they are.
 
     The target may be any importable callable: instantiate only configs that you would run as code.
@@ -28,11 +28,11 @@ def instantiate(cfg: Any) -> Any:
     Raises:
         TypeError: if the target cannot be called, or not with these arguments.
     """
-    from omegaconf import DictConfig, ListConfig, OmegaConf
+    from omegaconf import DictConfig, OmegaConf
 
-    if isinstance(cfg, (list, ListConfig)):
+    if isinstance(cfg, list) or OmegaConf.is_list(cfg):
         return [instantiate(item) for item in cfg]
-    if type(cfg) is tuple:
+    if type(cfg) is tuple or (OmegaConf.is_config(cfg) and not OmegaConf.is_dict(cfg)):
         return tuple(instantiate(item) for item in cfg)
     if isinstance(cfg, DictConfig) and dataclasses.is_dataclass(cfg._metadata.object_type):
         return OmegaConf.to_object(cfg)

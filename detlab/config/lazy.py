@@ -54,8 +54,7 @@ class LazyCall:
         self._target = target
 
     def __call__(self, **kwargs: Any) -> DictConfig:
-        # omegaconf would take a dataclass for a schema of values.
-        target = dotted_name(self._target) if dataclasses.is_dataclass(self._target) else self._target
+        target = dotted_name(self._target) if _is_schema(self._target) else self._target
         return _as_config({TARGET: target, **kwargs})
 
 
@@ -68,8 +67,9 @@ class LazyConfig:
 
         Args:
             filename: a path, or a URL that ``PathManager`` opens.
-            keys: which of the file's names to give: one name, or several for a tuple of values. By default all
-                dictionaries and configs whose names do not start with an underscore come as one ``DictConfig``.
+            keys: which of the file's names to give: one name, or several for a tuple of values. By default all come as
+                one ``DictConfig``; of a ``.py`` config, those dictionaries and configs whose names do not start with an
+                underscore.
 
         Raises:
             KeyError: if a name asked for is not there.
@@ -79,9 +79,11 @@ class LazyConfig:
         extension = os.path.splitext(filename)[1]
         if extension not in (".py", ".yaml", ".yml"):
             raise ValueError(f"{filename} is no config: its name should end in .py or .yaml")
-        values = _run_file(filename, ()) if extension == ".py" else _read_yaml(filename)
-        if keys is None:
+        values: Any = _run_file(filename, ()) if extension == ".py" else _read_yaml(filename)
+        if keys is None and extension == ".py":
             return _as_config({name: value for name, value in values.items() if _is_public_config(name, value)})
+        if keys is None:
+            return values
         found = tuple(_pick(values, key, filename) for key in ((keys,) if isinstance(keys, str) else keys))
         return found[0] if isinstance(keys, str) else found
 
@@ -136,10 +138,15 @@ def _as_config(values: Mapping[str, Any]) -> DictConfig:
     return DictConfig(content=dict(values), flags={"allow_objects": True})
 
 
-def _is_config(value: Any) -> bool:
-    from omegaconf import DictConfig, ListConfig
+def _is_schema(target: Any) -> bool:
+    """Whether omegaconf would take a target for the type of a value: dataclasses and containers."""
+    return dataclasses.is_dataclass(target) or (isinstance(target, type) and issubclass(target, (dict, list, tuple)))
 
-    return isinstance(value, (DictConfig, ListConfig))
+
+def _is_config(value: Any) -> bool:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.is_config(value)
 
 
 def _is_public_config(name: str, value: Any) -> bool:
@@ -148,19 +155,18 @@ def _is_public_config(name: str, value: Any) -> bool:
 
 def _pick(values: Mapping[str, Any], key: str, filename: str) -> Any:
     if key not in values:
-        names = [name for name in values if not name.startswith("_")]
-        raise KeyError(f"{filename} defines no {key!r}{did_you_mean(key, names)}; it has {', '.join(names)}")
+        names = [name for name, value in values.items() if _is_public_config(name, value)]
+        raise UnknownKeyError(f"{filename} defines no {key!r}{did_you_mean(key, names)}; it has {', '.join(names)}")
     value = values[key]
     return _as_config(value) if type(value) is dict else value
 
 
-def _read_yaml(filename: str) -> dict[str, Any]:
+def _read_yaml(filename: str) -> DictConfig:
     with PathManager.open(filename, "r") as stream:
         values = load_yaml(stream.read(), filename)
     if not isinstance(values, dict):
         raise ValueError(f"{filename} should hold named configs, but is a {type(values).__name__}")
-    # Made as one, so that references between them (${...}) find each other.
-    return {str(name): value for name, value in _as_config(values).items()}
+    return _as_config(values)
 
 
 def _run_file(filename: str, importers: tuple[str, ...]) -> dict[str, Any]:
@@ -204,7 +210,8 @@ def _import_beside(path: str, importers: tuple[str, ...], name: str, members: Se
         raise ImportError(f"{path} imports {'.' * level}{name}, but {base}.py does not exist, nor a folder {base}")
     module = ModuleType(f"{'.' * level}{name}")
     for key, value in (_run_file(file, importers) if file else {}).items():
-        setattr(module, key, _as_config(value) if type(value) is dict else value)
+        if not key.startswith("__"):
+            setattr(module, key, _as_config(value) if type(value) is dict else value)
     for member in members:
         beside = os.path.join(base, f"{member}.py")
         if not hasattr(module, member) and PathManager.isfile(beside):
@@ -355,9 +362,11 @@ def _set(section: Any, leaf: str, value: Any) -> None:
 
 
 def _parse_value(text: str, override: str) -> Any:
-    """A value from a command line, as yaml; tuples are understood too."""
+    """A value from a command line, as yaml; tuples and the empty text are understood too."""
     from omegaconf import OmegaConf
 
+    if not text:
+        return text
     if text.startswith("("):
         try:
             return literal_eval(text)

@@ -1,0 +1,5 @@
+"""Configs and trained weights that come with the package."""
+
+from detlab.model_zoo.model_zoo import get, get_checkpoint_url, get_config, get_config_file
+
+__all__ = ["get", "get_checkpoint_url", "get_config", "get_config_file"]
