@@ -47,6 +47,13 @@ class CfgNode(_FvcoreCfgNode):
     nothing. Only code may add keys (``cfg.MODEL.MY_HEAD = CfgNode({...})``), before it merges files.
     """
 
+    def __getattr__(self, name: str) -> Any:
+        if name in self:
+            return self[name]
+        # Names with an underscore are asked for by copy and pickle, not by people.
+        hint = "" if name.startswith("_") else did_you_mean(name, self)
+        raise AttributeError(f"this section of the config has no {name!r}{hint}")
+
     @classmethod
     def _open_cfg(cls, filename: str) -> IO[str] | IO[bytes]:
         return PathManager.open(filename, "r")

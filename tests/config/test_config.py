@@ -298,6 +298,13 @@ def test_a_frozen_config_takes_no_change(write):
     assert cfg == get_cfg()
 
 
+def test_reading_a_setting_that_is_not_there_names_the_nearest():
+    cfg = get_cfg()
+    with pytest.raises(AttributeError, match=r"no 'BASE_LRR'; did you mean 'BASE_LR'"):
+        _ = cfg.SOLVER.BASE_LRR
+    assert not hasattr(cfg, "MY_SECTION") and cfg.get("MY_SECTION", 3) == 3
+
+
 def test_code_may_add_keys_and_files_may_then_set_them(write):
     cfg = get_cfg()
     cfg.MODEL.MY_HEAD = CfgNode({"WIDTH": 3})

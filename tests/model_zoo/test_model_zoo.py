@@ -75,7 +75,8 @@ def test_an_installation_without_configs_says_so(tmp_path, monkeypatch):
 def test_trained_replaces_the_initial_weights():
     cfg = model_zoo.get_config(FASTER_RCNN)
     assert isinstance(cfg, CfgNode) and not cfg.is_frozen() and cfg.MODEL.WEIGHTS.endswith("R-50.pkl")
-    assert model_zoo.get_config(FASTER_RCNN, trained=True).MODEL.WEIGHTS == model_zoo.get_checkpoint_url(FASTER_RCNN)
+    trained = model_zoo.get_config(FASTER_RCNN, trained=True)
+    assert trained["MODEL"]["WEIGHTS"] == model_zoo.get_checkpoint_url(FASTER_RCNN)
     lazy = model_zoo.get_config(MASK_RCNN_LAZY, trained=True)
     assert lazy.train.init_checkpoint == model_zoo.get_checkpoint_url(MASK_RCNN_LAZY)
 
