@@ -84,7 +84,7 @@ def test_a_gpu_that_is_not_there_is_named_with_the_cure():
         pytest.skip("there is a GPU")
     cfg = tiny_config()
     cfg.MODEL.DEVICE = "cuda"
-    with pytest.raises(ValueError, match="set MODEL.DEVICE cpu"):
+    with pytest.raises(ValueError, match=r"set MODEL\.DEVICE cpu"):
         build_model(cfg)
 
 

@@ -47,7 +47,7 @@ def test_cells_are_flattened_row_column_anchor():
 
 def test_losses_equal_a_loop_over_the_sampled_anchors():
     rpn = make_rpn(BATCH_SIZE_PER_IMAGE=64)
-    images, features = make_inputs()
+    _, features = make_inputs()
     targets = [truth([10, 10, 40, 40], [50, 5, 80, 30]), truth(size=(50, 60))]
     maps = [features["p2"], features["p3"]]
     anchors = rpn.anchor_generator(maps)
