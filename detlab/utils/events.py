@@ -1,0 +1,421 @@
+"""What a training run measures, and the writers that put it on the console, in a file or in TensorBoard.
+
+Code anywhere below a ``with EventStorage(start):`` block logs by name; writers read the storage every few iterations.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from fvcore.common.history_buffer import HistoryBuffer
+from torch import Tensor
+
+from detlab.utils.file_io import PathManager
+from detlab.utils.optional import require
+
+__all__ = [
+    "CommonMetricPrinter",
+    "EventStorage",
+    "EventWriter",
+    "JSONWriter",
+    "TensorboardXWriter",
+    "get_event_storage",
+    "has_event_storage",
+    "log_scalar",
+    "log_scalars",
+]
+
+_open_storages: list[EventStorage] = []
+
+
+def get_event_storage() -> EventStorage:
+    """The storage of the innermost open ``with EventStorage(...)`` block.
+
+    Raises:
+        RuntimeError: none is open. Library code that may run without one uses :func:`log_scalars`.
+    """
+    if not _open_storages:
+        raise RuntimeError("no event storage is open: call this inside `with EventStorage(start_iter) as storage:`")
+    return _open_storages[-1]
+
+
+def has_event_storage() -> bool:
+    """Whether a storage is open."""
+    return bool(_open_storages)
+
+
+def log_scalar(name: str, value: float | Tensor) -> None:
+    """Puts one scalar into the open storage; does nothing when none is open."""
+    if _open_storages:
+        _open_storages[-1].put_scalar(name, value)
+
+
+def log_scalars(**values: float | Tensor) -> None:
+    """Puts scalars into the open storage; does nothing when none is open."""
+    if _open_storages:
+        _open_storages[-1].put_scalars(**values)
+
+
+class _PendingScalar(NamedTuple):
+    """A scalar that still lies on an accelerator."""
+
+    name: str
+    value: Tensor  # ()
+    iteration: int
+
+
+class EventStorage:
+    """Scalars, images and histograms of a run, by name and iteration.
+
+    A scalar on an accelerator is not waited for when it is put; it is fetched, together with all the others, when
+    somebody reads.
+
+    Args:
+        start_iter: the iteration that the run starts from.
+    """
+
+    def __init__(self, start_iter: int = 0):
+        self._history: dict[str, HistoryBuffer] = defaultdict(HistoryBuffer)
+        self._smoothing_hints: dict[str, bool] = {}
+        self._latest: dict[str, tuple[float, int]] = {}
+        self._pending: list[_PendingScalar] = []
+        self._iter = start_iter
+        self._prefix = ""
+        self._vis_data: list[tuple[str, Any, int]] = []
+        self._histograms: list[dict[str, Any]] = []
+
+    def put_scalar(
+        self, name: str, value: float | Tensor, smoothing_hint: bool = True, cur_iter: int | None = None
+    ) -> None:
+        """Adds a value to the history of ``name``.
+
+        Args:
+            name: for example ``"loss_cls"``; a ``/`` makes groups in TensorBoard.
+            value: a number, or a tensor of one element.
+            smoothing_hint: whether writers should show a median over their window rather than the last value. It
+                must stay the same for a name.
+            cur_iter: the iteration that the value belongs to; the current one by default.
+        """
+        name = self._prefix + name
+        if self._smoothing_hints.setdefault(name, smoothing_hint) != smoothing_hint:
+            raise ValueError(f"scalar {name!r} was put with smoothing_hint={not smoothing_hint} before; keep to one")
+        iteration = self._iter if cur_iter is None else cur_iter
+        if isinstance(value, Tensor) and value.device.type != "cpu":
+            # A copy, since the caller may go on to write into its tensor.
+            self._pending.append(_PendingScalar(name, value.detach().reshape(()).clone(), iteration))
+        else:
+            self._record(name, float(value), iteration)
+
+    def put_scalars(
+        self, *, smoothing_hint: bool = True, cur_iter: int | None = None, **kwargs: float | Tensor
+    ) -> None:
+        """:meth:`put_scalar` for each keyword argument."""
+        for name, value in kwargs.items():
+            self.put_scalar(name, value, smoothing_hint=smoothing_hint, cur_iter=cur_iter)
+
+    def _record(self, name: str, value: float, iteration: int) -> None:
+        self._history[name].update(value, iteration)
+        self._latest[name] = (value, iteration)
+
+    def _fetch_pending(self) -> None:
+        if not self._pending:
+            return
+        pending, self._pending = self._pending, []
+        by_device: dict[torch.device, list[_PendingScalar]] = defaultdict(list)
+        for scalar in pending:
+            by_device[scalar.value.device].append(scalar)
+        for scalars in by_device.values():
+            for scalar, value in zip(scalars, torch.stack([s.value.float() for s in scalars]).tolist()):
+                self._record(scalar.name, value, scalar.iteration)
+
+    def put_image(self, img_name: str, img_tensor: Any) -> None:
+        """Keeps an image for the writers.
+
+        Args:
+            img_name: its title.
+            img_tensor: (3, H, W) tensor or array, uint8 in [0, 255] or float in [0, 1], RGB.
+        """
+        self._vis_data.append((img_name, img_tensor, self._iter))
+
+    def put_histogram(self, hist_name: str, hist_tensor: Tensor, bins: int = 1000) -> None:
+        """Keeps the histogram of a tensor's values for the writers.
+
+        Args:
+            hist_name: its title.
+            hist_tensor: any shape, at least one element.
+            bins: equal bins between the least and the greatest value.
+        """
+        values = hist_tensor.detach().float().flatten()
+        lowest, highest = values.min().item(), values.max().item()
+        edges = torch.linspace(lowest, highest, steps=bins + 1)
+        self._histograms.append(
+            {
+                "tag": hist_name,
+                "min": lowest,
+                "max": highest,
+                "num": values.numel(),
+                "sum": values.sum().item(),
+                "sum_squares": values.square().sum().item(),
+                "bucket_limits": edges[1:].tolist(),
+                "bucket_counts": torch.histc(values, bins=bins, min=lowest, max=highest).tolist(),
+                "global_step": self._iter,
+            }
+        )
+
+    def history(self, name: str) -> HistoryBuffer:
+        """The values put as ``name``, each with its iteration.
+
+        Raises:
+            KeyError: nothing was put under this name.
+        """
+        histories = self.histories()
+        if name not in histories:
+            raise KeyError(f"no scalar {name!r} was put; known: {', '.join(sorted(histories)) or 'none'}")
+        return histories[name]
+
+    def histories(self) -> dict[str, HistoryBuffer]:
+        """All histories by name."""
+        self._fetch_pending()
+        return self._history
+
+    def latest(self) -> dict[str, tuple[float, int]]:
+        """For each name the last value and its iteration."""
+        self._fetch_pending()
+        return self._latest
+
+    def latest_with_smoothing_hint(self, window_size: int = 20) -> dict[str, tuple[float, int]]:
+        """As :meth:`latest`, with the median over the window in place of the last value where its hint allows."""
+        return {
+            name: (self._smoothed(name, window_size) if self._smoothing_hints[name] else value, iteration)
+            for name, (value, iteration) in self.latest().items()
+        }
+
+    def _smoothed(self, name: str, window_size: int) -> float:
+        return float(self._history[name].median(self.count_samples(name, window_size)))
+
+    def count_samples(self, name: str, window_size: int = 20) -> int:
+        """How many of a scalar's values fall into its last ``window_size`` iterations."""
+        values = self.history(name).values()
+        first = values[-1][1] - window_size + 1
+        count = 0
+        while count < len(values) and values[-1 - count][1] >= first:
+            count += 1
+        return count
+
+    def smoothing_hints(self) -> dict[str, bool]:
+        """The hint given for each name."""
+        return self._smoothing_hints
+
+    def step(self) -> None:
+        """Moves on to the next iteration; the trainer calls it at the end of each."""
+        self._iter += 1
+
+    @property
+    def iter(self) -> int:
+        """The current iteration, counted from 0 over the whole run, resumed parts included."""
+        return self._iter
+
+    @iter.setter
+    def iter(self, value: int) -> None:
+        self._iter = int(value)
+
+    @property
+    def iteration(self) -> int:
+        """The same as :attr:`iter`."""
+        return self._iter
+
+    @contextmanager
+    def name_scope(self, name: str) -> Iterator[None]:
+        """Inside, names of scalars get the prefix ``name/``."""
+        outer, self._prefix = self._prefix, name.rstrip("/") + "/"
+        try:
+            yield
+        finally:
+            self._prefix = outer
+
+    def clear_images(self) -> None:
+        """Forgets the images; writers do this when they have written them."""
+        self._vis_data = []
+
+    def clear_histograms(self) -> None:
+        """Forgets the histograms; writers do this when they have written them."""
+        self._histograms = []
+
+    def __enter__(self) -> EventStorage:
+        _open_storages.append(self)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        assert _open_storages[-1] is self, "event storages must be closed in the reverse order of opening"
+        _open_storages.pop()
+
+
+class EventWriter:
+    """Takes events out of the open :class:`EventStorage` and puts them somewhere."""
+
+    def write(self) -> None:
+        """Writes what is new since the last call."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Releases files; nothing is written afterwards."""
+
+
+class _NewScalars:
+    """Remembers up to which iteration scalars were handed out."""
+
+    def __init__(self) -> None:
+        self._seen_until = -1
+
+    def take(self, storage: EventStorage, window_size: int) -> dict[str, tuple[float, int]]:
+        """The (smoothed) scalars put after the iterations seen before."""
+        latest = storage.latest_with_smoothing_hint(window_size)
+        fresh = {name: entry for name, entry in latest.items() if entry[1] > self._seen_until}
+        self._seen_until = max((iteration for _, iteration in fresh.values()), default=self._seen_until)
+        return fresh
+
+
+class JSONWriter(EventWriter):
+    """Appends scalars to a file, one JSON object in a line for each iteration that has any.
+
+    ``{"iteration": 19, "loss_cls": 0.7, "lr": 0.01, ...}``. Several runs may append to one file.
+
+    Args:
+        json_file: path of the file.
+        window_size: iterations to take the median over, for scalars that allow smoothing.
+    """
+
+    def __init__(self, json_file: str, window_size: int = 20):
+        starts_mid_line = _ends_inside_a_line(json_file)
+        self._file = PathManager.open(json_file, "a")
+        if starts_mid_line:
+            self._file.write("\n")
+        self._window_size = window_size
+        self._new_scalars = _NewScalars()
+
+    def write(self) -> None:
+        rows: dict[int, dict[str, float]] = defaultdict(dict)
+        for name, (value, iteration) in self._new_scalars.take(get_event_storage(), self._window_size).items():
+            rows[iteration][name] = value
+        for iteration in sorted(rows):
+            self._file.write(json.dumps({**rows[iteration], "iteration": iteration}, sort_keys=True) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _ends_inside_a_line(path: str) -> bool:
+    """Whether an earlier run was killed in the middle of a line."""
+    if not PathManager.isfile(path):
+        return False
+    with PathManager.open(path, "rb") as file:
+        content_end = file.seek(0, 2)
+        file.seek(max(content_end - 1, 0))
+        return content_end > 0 and file.read(1) != b"\n"
+
+
+class TensorboardXWriter(EventWriter):
+    """Writes scalars, images and histograms for TensorBoard.
+
+    Args:
+        log_dir: directory of the event files.
+        window_size: iterations to take the median over, for scalars that allow smoothing.
+        kwargs: for ``torch.utils.tensorboard.SummaryWriter``.
+
+    Raises:
+        ImportError: TensorBoard is not installed.
+    """
+
+    def __init__(self, log_dir: str, window_size: int = 20, **kwargs: Any):
+        require("tensorboard", extra="tensorboard", purpose="writing TensorBoard event files")
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(log_dir, **kwargs)
+        self._window_size = window_size
+        self._new_scalars = _NewScalars()
+
+    def write(self) -> None:
+        storage = get_event_storage()
+        for name, (value, iteration) in self._new_scalars.take(storage, self._window_size).items():
+            self._writer.add_scalar(name, value, iteration)
+        for name, image, iteration in storage._vis_data:
+            self._writer.add_image(name, image, iteration)
+        storage.clear_images()
+        for histogram in storage._histograms:
+            self._writer.add_histogram_raw(**histogram)
+        storage.clear_histograms()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class CommonMetricPrinter(EventWriter):
+    """Prints one line: time left, iteration, all losses, times, learning rate, GPU memory.
+
+    It knows the names that the trainers use (``time``, ``data_time``, ``lr``, anything with ``loss``). Other metrics
+    are for the other writers.
+
+    Args:
+        max_iter: iterations of the whole run, to estimate the time left; None to leave the estimate out.
+        window_size: iterations to take medians and means over.
+    """
+
+    def __init__(self, max_iter: int | None = None, window_size: int = 20):
+        self.logger = logging.getLogger("detlab.utils.events")
+        self._max_iter = max_iter
+        self._window_size = window_size
+        self._last_write: tuple[int, float] | None = None
+
+    def write(self) -> None:
+        storage = get_event_storage()
+        if storage.iter == self._max_iter:
+            # The call after training: this iteration was never run.
+            return
+        histories = storage.histories()
+        parts = [
+            f"eta: {self._time_left(storage)}" if self._max_iter is not None else "",
+            f"iter: {storage.iter}",
+            *self._losses(storage, histories),
+            *self._times(storage, histories, "time"),
+            *self._times(storage, histories, "data_time"),
+            f"lr: {histories['lr'].latest():.5g}" if "lr" in histories else "",
+            f"max_mem: {torch.cuda.max_memory_allocated() / 2**20:.0f}M" if torch.cuda.is_available() else "",
+        ]
+        self.logger.info("  ".join(part for part in parts if part))
+
+    def _losses(self, storage: EventStorage, histories: Mapping[str, HistoryBuffer]) -> list[str]:
+        names = [name for name in histories if "loss" in name]
+        return [f"{name}: {storage._smoothed(name, self._window_size):.4g}" for name in names]
+
+    def _times(self, storage: EventStorage, histories: Mapping[str, HistoryBuffer], name: str) -> list[str]:
+        if name not in histories:
+            return []
+        mean = histories[name].avg(storage.count_samples(name, self._window_size))
+        return [f"{name}: {mean:.4f}", f"last_{name}: {histories[name].latest():.4f}"]
+
+    def _time_left(self, storage: EventStorage) -> str:
+        seconds_per_iter = self._seconds_per_iter(storage)
+        self._last_write = (storage.iter, time.perf_counter())
+        if seconds_per_iter is None or self._max_iter is None:
+            return "N/A"
+        seconds = seconds_per_iter * (self._max_iter - storage.iter - 1)
+        storage.put_scalar("eta_seconds", seconds, smoothing_hint=False)
+        return str(datetime.timedelta(seconds=int(seconds)))
+
+    def _seconds_per_iter(self, storage: EventStorage) -> float | None:
+        """The median of what the trainer measured; for loops that measure nothing, the pace since the last line."""
+        if "time" in storage.histories():
+            return float(storage.history("time").median(1000))
+        if self._last_write is None or storage.iter <= self._last_write[0]:
+            return None
+        iteration, moment = self._last_write
+        return (time.perf_counter() - moment) / (storage.iter - iteration)
