@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from detlab.config.nearest import did_you_mean
-from detlab.utils.registry import locate
+from detlab.utils.registry import locate, qualified_name
 
 __all__ = ["dotted_name", "dump_dataclass", "instantiate"]
 
@@ -82,14 +82,13 @@ def _why_not_callable_with(target: Callable[..., Any], arguments: Mapping[str, A
 
 
 def dotted_name(target: Any) -> str:
-    """``"package.module.Name"`` of a class or function; other values by their ``repr``.
-
-    The shortest public path is not searched for: the name is the one of the defining file.
-    """
+    """``"package.module.Name"`` of a class or function, in its defining file; other values by their ``repr``."""
     if isinstance(target, str):
         return target
-    module, qualname = getattr(target, "__module__", None), getattr(target, "__qualname__", None)
-    return f"{module}.{qualname}" if module and qualname else repr(target)
+    try:
+        return qualified_name(target)
+    except ValueError:
+        return repr(target)
 
 
 def dump_dataclass(obj: Any) -> dict[str, Any]:
