@@ -64,12 +64,16 @@ def log_scalars(**values: float | Tensor) -> None:
         _open_storages[-1].put_scalars(**values)
 
 
-class _PendingScalar(NamedTuple):
-    """A scalar that still lies on an accelerator."""
+class _PutScalar(NamedTuple):
+    """A scalar as it was put: a tensor still lies on its accelerator."""
 
     name: str
-    value: Tensor  # ()
+    value: float | Tensor
     iteration: int
+
+
+# Bounds what a run that nobody reads keeps on the accelerator.
+MAX_UNREAD_SCALARS = 10_000
 
 
 class EventStorage:
@@ -86,7 +90,7 @@ class EventStorage:
         self._history: dict[str, HistoryBuffer] = defaultdict(HistoryBuffer)
         self._smoothing_hints: dict[str, bool] = {}
         self._latest: dict[str, tuple[float, int]] = {}
-        self._pending: list[_PendingScalar] = []
+        self._unread: list[_PutScalar] = []
         self._iter = start_iter
         self._prefix = ""
         self._vis_data: list[tuple[str, Any, int]] = []
@@ -107,12 +111,14 @@ class EventStorage:
         name = self._prefix + name
         if self._smoothing_hints.setdefault(name, smoothing_hint) != smoothing_hint:
             raise ValueError(f"scalar {name!r} was put with smoothing_hint={not smoothing_hint} before; keep to one")
-        iteration = self._iter if cur_iter is None else cur_iter
         if isinstance(value, Tensor) and value.device.type != "cpu":
             # A copy, since the caller may go on to write into its tensor.
-            self._pending.append(_PendingScalar(name, value.detach().reshape(()).clone(), iteration))
+            value = value.detach().reshape(()).clone()
         else:
-            self._record(name, float(value), iteration)
+            value = float(value)
+        self._unread.append(_PutScalar(name, value, self._iter if cur_iter is None else cur_iter))
+        if len(self._unread) >= MAX_UNREAD_SCALARS:
+            self._read_all()
 
     def put_scalars(
         self, *, smoothing_hint: bool = True, cur_iter: int | None = None, **kwargs: float | Tensor
@@ -121,20 +127,23 @@ class EventStorage:
         for name, value in kwargs.items():
             self.put_scalar(name, value, smoothing_hint=smoothing_hint, cur_iter=cur_iter)
 
-    def _record(self, name: str, value: float, iteration: int) -> None:
-        self._history[name].update(value, iteration)
-        self._latest[name] = (value, iteration)
-
-    def _fetch_pending(self) -> None:
-        if not self._pending:
+    def _read_all(self) -> None:
+        """Moves what was put into the histories, with one wait for each accelerator."""
+        if not self._unread:
             return
-        pending, self._pending = self._pending, []
-        by_device: dict[torch.device, list[_PendingScalar]] = defaultdict(list)
-        for scalar in pending:
-            by_device[scalar.value.device].append(scalar)
-        for scalars in by_device.values():
-            for scalar, value in zip(scalars, torch.stack([s.value.float() for s in scalars]).tolist()):
-                self._record(scalar.name, value, scalar.iteration)
+        unread, self._unread = self._unread, []
+        on_device: dict[torch.device, list[int]] = defaultdict(list)
+        for position, scalar in enumerate(unread):
+            if isinstance(scalar.value, Tensor):
+                on_device[scalar.value.device].append(position)
+        values = [scalar.value for scalar in unread]
+        for positions in on_device.values():
+            fetched = torch.stack([torch.as_tensor(values[i]).float() for i in positions]).tolist()
+            for position, value in zip(positions, fetched):
+                values[position] = value
+        for (name, _, iteration), value in zip(unread, values):
+            self._history[name].update(value, iteration)
+            self._latest[name] = (value, iteration)
 
     def put_image(self, img_name: str, img_tensor: Any) -> None:
         """Keeps an image for the writers.
@@ -183,12 +192,12 @@ class EventStorage:
 
     def histories(self) -> dict[str, HistoryBuffer]:
         """All histories by name."""
-        self._fetch_pending()
+        self._read_all()
         return self._history
 
     def latest(self) -> dict[str, tuple[float, int]]:
         """For each name the last value and its iteration."""
-        self._fetch_pending()
+        self._read_all()
         return self._latest
 
     def latest_with_smoothing_hint(self, window_size: int = 20) -> dict[str, tuple[float, int]]:

@@ -29,7 +29,8 @@ class Registry(_FvcoreRegistry):
         known = self._obj_map.get(name)
         if known is not None and _origin(known) != _origin(obj):
             raise ValueError(
-                f"{self._name} already has a '{name}', from {_origin(known)}; the one from {_origin(obj)} needs another name"
+                f"{self._name} already has a '{name}', from {_origin(known)}; "
+                f"the one from {_origin(obj)} needs another name"
             )
         self._obj_map[name] = obj
 

@@ -1,0 +1,137 @@
+"""Reading images and changing their colours.
+
+Shapes: H x W pixels, C colours, as numpy arrays (H, W, C). Formats are Pillow's modes and two more: ``"BGR"``, uint8 in
+[0, 255], and ``"YUV-BT.601"``, float with Y in [0, 1].
+"""
+
+from __future__ import annotations
+
+from typing import IO, Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from detlab.utils.file_io import PathManager
+
+__all__ = ["convert_PIL_to_numpy", "convert_image_to_rgb", "read_image"]
+
+YUV_FORMAT = "YUV-BT.601"
+
+# ITU-R BT.601 for values in [0, 1]: rows are Y, U, V in terms of R, G, B, and the way back.
+RGB_TO_YUV = np.array([[0.299, 0.587, 0.114], [-0.14713, -0.28886, 0.436], [0.615, -0.51499, -0.10001]])
+YUV_TO_RGB = np.array([[1.0, 0.0, 1.13983], [1.0, -0.39465, -0.58060], [1.0, 2.03211, 0.0]])
+
+EXIF_ORIENTATION_TAG = 0x0112
+# EXIF orientation to the operation that sets the picture upright; 1 is upright.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def read_image(file_name: str, format: str | None = None) -> np.ndarray:
+    """Reads an image, upright by its EXIF orientation.
+
+    Args:
+        file_name: path or address.
+        format: a mode of Pillow, ``"BGR"`` or ``"YUV-BT.601"``; None keeps the file's own mode.
+
+    Returns:
+        (H, W, C) uint8, or float for ``"YUV-BT.601"``; C = 1 for ``"L"``. Without a format, what the file holds. The
+        array may be read-only.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not an image that Pillow knows, or its end is missing; or the format is unknown.
+    """
+    try:
+        with PathManager.open(file_name, "rb") as file:
+            return _decode(file, file_name, format)
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"image {file_name!r} does not exist; check 'file_name' of the dataset's records and the image directory "
+            "it was registered with (built-in datasets lie below $DETLAB_DATASETS)"
+        ) from None
+
+
+def _decode(file: IO[Any], file_name: str, format: str | None) -> np.ndarray:
+    try:
+        image = Image.open(file)
+        image.load()
+    except UnidentifiedImageError:
+        raise ValueError(f"{file_name!r} is not an image that Pillow can read; remove or replace it") from None
+    except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise ValueError(f"image {file_name!r} is damaged ({error}); download or copy it again") from error
+    return convert_PIL_to_numpy(_upright(image), format)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(EXIF_ORIENTATION_TAG, 1)
+    except Exception:
+        # Metadata that cannot be parsed, which raises anything, says nothing about the picture.
+        return image
+    return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
+
+
+def convert_PIL_to_numpy(image: Image.Image, format: str | None) -> np.ndarray:
+    """Turns a Pillow image into an array.
+
+    Args:
+        image: of any mode.
+        format: a mode of Pillow, ``"BGR"`` or ``"YUV-BT.601"``; None keeps the image's mode.
+
+    Returns:
+        (H, W, C) uint8, or float for ``"YUV-BT.601"``; C = 1 for ``"L"``.
+
+    Raises:
+        ValueError: Pillow knows no such mode.
+    """
+    if format is None:
+        return np.asarray(image)
+    image = _to_mode(image, "RGB" if format in ("BGR", YUV_FORMAT) else format)
+    if format == "BGR":
+        # Pillow swaps the channels while it copies them out, which a reversed view would leave to every later copy.
+        return np.frombuffer(image.tobytes("raw", "BGR"), dtype=np.uint8).reshape(image.height, image.width, 3)
+    pixels = np.asarray(image)
+    if format == YUV_FORMAT:
+        return pixels / 255.0 @ RGB_TO_YUV.T
+    return pixels[:, :, None] if format == "L" else pixels
+
+
+def _to_mode(image: Image.Image, mode: str) -> Image.Image:
+    if image.mode == mode:
+        return image
+    try:
+        return image.convert(mode)
+    except ValueError as error:
+        raise ValueError(f"cannot convert an image of mode {image.mode!r} to format {mode!r}: {error}") from None
+
+
+def convert_image_to_rgb(image: np.ndarray | torch.Tensor, format: str | None) -> np.ndarray:
+    """Turns an image of some format into RGB for drawing.
+
+    Args:
+        image: (H, W, C) array or tensor in the range of its format.
+        format: what :func:`read_image` was asked for; None means RGB.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
+    pixels = image.cpu().numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
+    if format == YUV_FORMAT:
+        return (pixels @ YUV_TO_RGB.T * 255.0).round().clip(0, 255).astype(np.uint8)
+    pixels = pixels.astype(np.uint8, copy=False)
+    if format == "BGR":
+        return pixels[:, :, ::-1]
+    if format in (None, "RGB"):
+        return pixels
+    height, width = pixels.shape[:2]
+    picture = Image.frombytes(format, (width, height), np.ascontiguousarray(pixels).tobytes())
+    return np.asarray(picture.convert("RGB"))
