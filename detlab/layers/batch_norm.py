@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -101,13 +102,13 @@ class FrozenBatchNorm2d(nn.Module):
         return _replace_modules(module, (FrozenBatchNorm2d,), _to_live)
 
     @classmethod
-    def _from_live(cls, live: nn.Module) -> FrozenBatchNorm2d:
+    def _from_live(cls, live: Any) -> FrozenBatchNorm2d:
         frozen = cls(live.num_features, live.eps)
         _copy_shared_tensors(live, frozen)
         return frozen
 
 
-def _to_live(frozen: nn.Module) -> nn.Module:
+def _to_live(frozen: Any) -> nn.Module:
     live = nn.BatchNorm2d(frozen.num_features, frozen.eps)
     _copy_shared_tensors(frozen, live)
     return live
@@ -218,7 +219,7 @@ class NaiveSyncBatchNorm(nn.BatchNorm2d):
 
     @torch.no_grad()
     def _update_running(self, mean: Tensor, var: Tensor, any_data: Tensor) -> None:
-        if not self.track_running_stats:
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
         self.num_batches_tracked.add_(1)
         momentum = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
@@ -239,9 +240,10 @@ class CycleBatchNormList(nn.ModuleList):
 
     def __init__(self, length: int, bn_class: type[nn.Module] = nn.BatchNorm2d, **kwargs) -> None:
         self._affine = kwargs.pop("affine", True)
-        super().__init__([bn_class(**kwargs, affine=False) for _ in range(length)])
+        norms: list[Any] = [bn_class(**kwargs, affine=False) for _ in range(length)]
+        super().__init__(norms)
         if self._affine:
-            channels = self[0].num_features
+            channels = norms[0].num_features
             self.weight = nn.Parameter(torch.ones(channels))
             self.bias = nn.Parameter(torch.zeros(channels))
         self._turn = 0

@@ -51,18 +51,15 @@ class _DeformableLayer(nn.Module):
         self.activation = activation
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size))
         nn.init.kaiming_uniform_(self.weight, nonlinearity="relu")
-        if bias:
-            self.bias = nn.Parameter(torch.zeros(out_channels))
-        else:
-            self.bias = None
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
 
     def _convolve(self, x: Tensor, offset: Tensor, mask: Tensor | None) -> Tensor:
-        weight, bias = self.weight, self.bias
-        folded = type(self.norm) is FrozenBatchNorm2d
-        if folded:
-            weight, bias = fold_frozen_norm(weight, bias, self.norm)
-        y = self._sample_and_sum(x, offset, mask, weight, bias)
-        y = y if folded or self.norm is None else self.norm(y)
+        # Exactly this class: a subclass may have a forward of its own, which folding would skip.
+        if type(self.norm) is FrozenBatchNorm2d:
+            y = self._sample_and_sum(x, offset, mask, *fold_frozen_norm(self.weight, self.bias, self.norm))
+        else:
+            y = self._sample_and_sum(x, offset, mask, self.weight, self.bias)
+            y = y if self.norm is None else self.norm(y)
         return y if self.activation is None else self.activation(y)
 
     def _sample_and_sum(

@@ -1,0 +1,404 @@
+"""Masks of objects: as polygons, as bitmaps of the image, as small maps over a region.
+
+Shapes: N masks, H x W the image, M x M a region's map. A polygon is a flat array x0 y0 x1 y1 ..., in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from detlab.layers.mask_ops import paste_masks_in_image
+from detlab.layers.roi_align import ROIAlign
+from detlab.structures.boxes import Boxes
+
+__all__ = [
+    "BitMasks",
+    "PolygonMasks",
+    "ROIMasks",
+    "polygon_area",
+    "polygons_to_bitmask",
+    "rasterize_polygons_within_box",
+]
+
+Polygons = list[np.ndarray]
+
+
+def polygon_area(x: np.ndarray, y: np.ndarray) -> float:
+    """Area inside a closed polygon with the corners (x, y), by the shoelace formula."""
+    return 0.5 * float(np.abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))))
+
+
+def polygons_to_bitmask(polygons: Polygons, height: int, width: int) -> np.ndarray:
+    """Draws the union of polygons, as the COCO tools do.
+
+    Args:
+        polygons: of one object; none give an empty mask.
+        height: H.
+        width: W.
+
+    Returns:
+        (H, W) bool.
+    """
+    return _draw([polygons], height, width)[0]
+
+
+def rasterize_polygons_within_box(polygons: Polygons, box: np.ndarray, mask_size: int) -> Tensor:
+    """Draws the part of an object that lies in a box, stretched to a square.
+
+    Args:
+        polygons: of one object.
+        box: (4,) xyxy in pixels.
+        mask_size: M.
+
+    Returns:
+        (M, M) bool.
+    """
+    return _draw_within_boxes([polygons], np.asarray(box)[None], mask_size)[0]
+
+
+def _draw_within_boxes(objects: Sequence[Polygons], boxes: np.ndarray, mask_size: int) -> Tensor:
+    """N objects and (N, 4) boxes -> (N, M, M) bool."""
+    corners = boxes[:, :2]
+    # Boxes of no size would ask for infinite stretch.
+    stretch = mask_size / np.maximum(boxes[:, 2:] - corners, np.asarray(0.1, boxes.dtype))
+    counts = [len(polygons) for polygons in objects]
+    flat = [polygon for polygons in objects for polygon in polygons]
+    if not flat:
+        return torch.zeros(len(objects), mask_size, mask_size, dtype=torch.bool)
+    lengths = np.array([len(polygon) for polygon in flat])
+    owner = np.repeat(np.repeat(np.arange(len(objects)), counts), lengths // 2)
+    points = (np.concatenate(flat).reshape(-1, 2) - corners[owner]) * stretch[owner]
+    ends = np.cumsum(lengths)
+    values = points.reshape(-1)
+    moved = iter([values[start:end] for start, end in zip((ends - lengths).tolist(), ends.tolist())])
+    stretched = [[next(moved) for _ in range(count)] for count in counts]
+    return torch.from_numpy(_draw(stretched, mask_size, mask_size))
+
+
+def _draw(objects: Sequence[Polygons], height: int, width: int) -> np.ndarray:
+    """N objects -> (N, H, W) bool, all of them in three calls of the COCO tools."""
+    from pycocotools import mask as coco_mask
+
+    visible = [i for i, polygons in enumerate(objects) if len(polygons) > 0]
+    bitmaps = np.zeros((len(objects), height, width), dtype=bool)
+    if not visible:
+        return bitmaps
+    flat = [polygon for i in visible for polygon in objects[i]]
+    pieces = iter(coco_mask.frPyObjects(flat, height, width))
+    runs = []
+    for i in visible:
+        own = [next(pieces) for _ in objects[i]]
+        runs.append(own[0] if len(own) == 1 else coco_mask.merge(own))
+    bitmaps[visible] = coco_mask.decode(runs).transpose(2, 0, 1)
+    return bitmaps
+
+
+class BitMasks:
+    """Masks as one bit for each pixel of the image.
+
+    Attributes:
+        tensor: (N, H, W) bool.
+        image_size: (H, W).
+
+    Args:
+        tensor: (N, H, W), a tensor or array; what is not 0 is inside.
+
+    Raises:
+        ValueError: for another shape.
+    """
+
+    def __init__(self, tensor: Tensor | np.ndarray) -> None:
+        bitmaps = torch.as_tensor(tensor).to(torch.bool)
+        if bitmaps.dim() != 3:
+            raise ValueError(f"BitMasks need a tensor (N, H, W); got {tuple(bitmaps.shape)}")
+        self.image_size = (bitmaps.shape[1], bitmaps.shape[2])
+        self.tensor = bitmaps
+
+    def to(self, *args: Any, **kwargs: Any) -> BitMasks:
+        """The masks on another device."""
+        return BitMasks(self.tensor.to(*args, **kwargs))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the masks are."""
+        return self.tensor.device
+
+    def __getitem__(self, item: int | slice | Tensor) -> BitMasks:
+        """Some of the masks; an int gives a set of one. A slice shares memory with this set."""
+        if isinstance(item, int):
+            return BitMasks(self.tensor[item].unsqueeze(0))
+        chosen = self.tensor[item]
+        if chosen.dim() != 3:
+            raise IndexError(f"BitMasks are indexed along one dimension; {item} gives {tuple(chosen.shape)}")
+        return BitMasks(chosen)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        yield from self.tensor
+
+    def __len__(self) -> int:
+        return self.tensor.shape[0]
+
+    def __repr__(self) -> str:
+        height, width = self.image_size
+        return f"BitMasks(num_instances={len(self)}, image_height={height}, image_width={width})"
+
+    def nonempty(self) -> Tensor:
+        """(N,) bool: which masks have a pixel inside."""
+        return self.tensor.flatten(1).any(dim=1)
+
+    @staticmethod
+    def from_polygon_masks(polygon_masks: PolygonMasks | list[Polygons], height: int, width: int) -> BitMasks:
+        """Draws polygons.
+
+        Args:
+            polygon_masks: N objects.
+            height: H.
+            width: W.
+        """
+        objects = polygon_masks.polygons if isinstance(polygon_masks, PolygonMasks) else polygon_masks
+        return BitMasks(torch.from_numpy(_draw(objects, height, width)))
+
+    @staticmethod
+    def from_roi_masks(roi_masks: ROIMasks, boxes: Tensor, height: int, width: int, threshold: float = 0.5) -> BitMasks:
+        """Stretches the maps of regions over their boxes; see ``ROIMasks.to_bitmasks``."""
+        return roi_masks.to_bitmasks(boxes, height, width, threshold)
+
+    def crop_and_resize(self, boxes: Tensor, mask_size: int) -> Tensor:
+        """The part of each mask that lies in its box, resampled (by ROIAlign) to a square.
+
+        Args:
+            boxes: (N, 4) xyxy in pixels, one for each mask.
+            mask_size: M.
+
+        Returns:
+            (N, M, M) bool.
+
+        Raises:
+            ValueError: if there are not as many boxes as masks.
+        """
+        _check_one_box_each(boxes, len(self))
+        index = torch.arange(len(boxes), device=self.device, dtype=torch.float32)
+        rois = torch.cat([index[:, None], boxes.to(device=self.device, dtype=torch.float32)], dim=1)
+        sample = ROIAlign((mask_size, mask_size), spatial_scale=1.0, sampling_ratio=0, aligned=True)
+        return sample(self.tensor[:, None].to(torch.float32), rois).squeeze(1) >= 0.5
+
+    def get_bounding_boxes(self) -> Boxes:
+        """The smallest box around each mask, which covers its outermost pixels; zeros for an empty mask."""
+        left, right = _first_and_past_last(self.tensor.any(dim=1))
+        top, bottom = _first_and_past_last(self.tensor.any(dim=2))
+        return Boxes(torch.stack([left, top, right, bottom], dim=1).to(torch.float32))
+
+    @staticmethod
+    def cat(bitmasks_list: Sequence[BitMasks]) -> BitMasks:
+        """All masks of a list, in order.
+
+        Raises:
+            ValueError: for an empty list: the image's size is not known.
+        """
+        if not bitmasks_list:
+            raise ValueError("cat takes a list of at least one BitMasks; with none, the image size is not known")
+        return BitMasks(torch.cat([masks.tensor for masks in bitmasks_list], dim=0))
+
+
+def _first_and_past_last(occupied: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, L) bool -> (N,) index of the first true entry and of the one after the last; 0 and 0 where none is."""
+    length = occupied.shape[1]
+    if length == 0:
+        none = occupied.new_zeros(len(occupied), dtype=torch.int64)
+        return none, none
+    marks = occupied.to(torch.uint8)
+    first = marks.argmax(dim=1)
+    past_last = length - marks.flip(1).argmax(dim=1)
+    return first, torch.where(occupied.any(dim=1), past_last, first)
+
+
+def _check_one_box_each(boxes: Tensor, num_masks: int) -> None:
+    if len(boxes) != num_masks:
+        raise ValueError(f"{num_masks} masks but {len(boxes)} boxes; give one box for each mask")
+
+
+class PolygonMasks:
+    """Masks as polygons: exact under any resizing, and small. They stay on the CPU.
+
+    Attributes:
+        polygons: for each object, the polygons whose union it is, each a flat float64 array x0 y0 x1 y1 ...
+
+    Args:
+        polygons: as the attribute; lists and tensors are converted.
+
+    Raises:
+        ValueError: if it is no list of lists, or a polygon has fewer than 3 points or an odd number of values.
+    """
+
+    def __init__(self, polygons: Sequence[Sequence[Tensor | np.ndarray]]) -> None:
+        if not isinstance(polygons, list | tuple):
+            raise ValueError(
+                f"PolygonMasks take a list with a list of polygons per object; got {type(polygons).__name__}"
+            )
+        self.polygons: list[Polygons] = [_checked_polygons(own, i) for i, own in enumerate(polygons)]
+
+    @classmethod
+    def _of_checked(cls, polygons: list[Polygons]) -> PolygonMasks:
+        masks = cls.__new__(cls)
+        masks.polygons = polygons
+        return masks
+
+    def to(self, *args: Any, **kwargs: Any) -> PolygonMasks:
+        """These masks themselves: polygons have no device."""
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """The CPU."""
+        return torch.device("cpu")
+
+    def nonempty(self) -> Tensor:
+        """(N,) bool: which objects have a polygon."""
+        return torch.tensor([len(own) > 0 for own in self.polygons], dtype=torch.bool)
+
+    def get_bounding_boxes(self) -> Boxes:
+        """The smallest box around the corners of each object; zeros for an object without polygons."""
+        boxes = np.zeros((len(self), 4), dtype=np.float32)
+        visible = [i for i, own in enumerate(self.polygons) if len(own) > 0]
+        if visible:
+            corners = np.concatenate([polygon for i in visible for polygon in self.polygons[i]]).reshape(-1, 2)
+            counts = [sum(len(polygon) for polygon in self.polygons[i]) // 2 for i in visible]
+            starts = np.cumsum([0, *counts[:-1]])
+            boxes[visible, :2] = np.minimum.reduceat(corners, starts)
+            boxes[visible, 2:] = np.maximum.reduceat(corners, starts)
+        return Boxes(torch.from_numpy(boxes))
+
+    def crop_and_resize(self, boxes: Tensor, mask_size: int) -> Tensor:
+        """Draws the part of each object that lies in its box, stretched to a square.
+
+        Args:
+            boxes: (N, 4) xyxy in pixels, one for each object.
+            mask_size: M.
+
+        Returns:
+            (N, M, M) bool, on the device of ``boxes``.
+
+        Raises:
+            ValueError: if there are not as many boxes as objects.
+        """
+        _check_one_box_each(boxes, len(self))
+        masks = _draw_within_boxes(self.polygons, boxes.detach().to("cpu", torch.float32).numpy(), mask_size)
+        return masks.to(boxes.device)
+
+    def area(self) -> Tensor:
+        """(N,) float64: the sum over each object's polygons, overlaps counted twice."""
+        return torch.tensor(
+            [sum(polygon_area(polygon[0::2], polygon[1::2]) for polygon in own) for own in self.polygons],
+            dtype=torch.float64,
+        )
+
+    @staticmethod
+    def cat(polymasks_list: Sequence[PolygonMasks]) -> PolygonMasks:
+        """All objects of a list, in order."""
+        return PolygonMasks._of_checked([own for masks in polymasks_list for own in masks.polygons])
+
+    def __getitem__(self, item: int | slice | list[int] | Tensor) -> PolygonMasks:
+        """Some of the objects; an int gives a set of one.
+
+        Raises:
+            IndexError: for an index that is neither int, slice, nor a vector of ints or bools.
+        """
+        if isinstance(item, int | np.integer):
+            return PolygonMasks._of_checked([self.polygons[item]])
+        if isinstance(item, slice):
+            return PolygonMasks._of_checked(self.polygons[item])
+        positions = _positions(item, len(self))
+        return PolygonMasks._of_checked([self.polygons[i] for i in positions])
+
+    def __iter__(self) -> Iterator[Polygons]:
+        return iter(self.polygons)
+
+    def __len__(self) -> int:
+        return len(self.polygons)
+
+    def __repr__(self) -> str:
+        return f"PolygonMasks(num_instances={len(self)})"
+
+
+def _checked_polygons(polygons: Any, index: int) -> Polygons:
+    if not isinstance(polygons, list | tuple):
+        raise ValueError(
+            f"object {index} of PolygonMasks needs a list of polygons (one may be in several pieces); "
+            f"got {type(polygons).__name__}"
+        )
+    return [_checked_polygon(polygon, index) for polygon in polygons]
+
+
+def _checked_polygon(polygon: Any, index: int) -> np.ndarray:
+    values = polygon.detach().cpu().numpy() if isinstance(polygon, Tensor) else polygon
+    values = np.asarray(values, dtype=np.float64).reshape(-1)
+    if len(values) % 2 or len(values) < 6:
+        raise ValueError(
+            f"object {index} has a polygon of {len(values)} values; x0 y0 x1 y1 ... of at least 3 points are needed"
+        )
+    return values
+
+
+def _positions(item: Any, length: int) -> list[int]:
+    index = item.detach().cpu().numpy() if isinstance(item, Tensor) else np.asarray(item)
+    if index.size == 0 and index.dtype != bool:
+        index = index.astype(np.int64)
+    if index.ndim != 1 or index.dtype.kind not in "biu":
+        raise IndexError(f"masks are indexed by ints, slices, or vectors of ints or bools; got {item!r}")
+    return np.arange(length)[index].tolist()
+
+
+class ROIMasks:
+    """Masks as small maps, each meant to be stretched over a box that is kept elsewhere.
+
+    Attributes:
+        tensor: (N, M, M) probabilities.
+
+    Raises:
+        ValueError: for another number of dimensions.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        if tensor.dim() != 3:
+            raise ValueError(f"ROIMasks need a tensor (N, M, M); got {tuple(tensor.shape)}")
+        self.tensor = tensor
+
+    def to(self, device: torch.device | str) -> ROIMasks:
+        """The masks on another device."""
+        return ROIMasks(self.tensor.to(device))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the masks are."""
+        return self.tensor.device
+
+    def __len__(self) -> int:
+        return self.tensor.shape[0]
+
+    def __getitem__(self, item: int | slice | Tensor) -> ROIMasks:
+        """Some of the masks; an int gives a set of one."""
+        chosen = self.tensor[item]
+        if isinstance(item, int):
+            return ROIMasks(chosen.unsqueeze(0))
+        if chosen.dim() != 3:
+            raise IndexError(f"ROIMasks are indexed along one dimension; {item} gives {tuple(chosen.shape)}")
+        return ROIMasks(chosen)
+
+    def __repr__(self) -> str:
+        return f"ROIMasks(num_instances={len(self)}, mask_size={tuple(self.tensor.shape[1:])})"
+
+    def to_bitmasks(self, boxes: Tensor, height: int, width: int, threshold: float = 0.5) -> BitMasks:
+        """Stretches each map over its box and cuts at a threshold.
+
+        Args:
+            boxes: (N, 4) xyxy in pixels, a tensor or ``Boxes``.
+            height: H.
+            width: W.
+            threshold: what is at or above it is inside.
+        """
+        return BitMasks(paste_masks_in_image(self.tensor, boxes, (height, width), threshold=threshold))
