@@ -45,7 +45,7 @@ def import_user_modules(names: Iterable[str]) -> list[ModuleType]:
 
 
 def _import_named(name: str) -> ModuleType:
-    if os.sep in name or os.path.isdir(name) and not os.path.isfile(os.path.join(name, "__init__.py")):
+    if os.sep in name:
         raise ModuleNotFoundError(f"cannot import {name!r}: give a file that ends in .py, or a dotted module name")
     try:
         return importlib.import_module(name)
