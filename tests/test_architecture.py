@@ -122,8 +122,8 @@ def test_packages_are_shop_windows(path):
     """An ``__init__.py`` holds a docstring, imports and a literal ``__all__``; the root may add ``__version__``."""
     names = None
     for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            target = node.targets[0].id
+        if isinstance(node, ast.Assign | ast.AnnAssign):
+            target = ast.unparse(node.targets[0] if isinstance(node, ast.Assign) else node.target)
             assert target == "__all__" or (path.parent == PACKAGE and target == "__version__"), f"{target} is code"
             names = ast.literal_eval(node.value) if target == "__all__" else names
         else:

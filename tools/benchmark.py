@@ -46,15 +46,17 @@ def detlab_model(device: str) -> nn.Module:
     return build_model(cfg)
 
 
-def torchvision_model(device: str) -> nn.Module:
-    """The same network from torchvision, without resizing."""
+def torchvision_model(device: str, height: int, width: int) -> nn.Module:
+    """The same network from torchvision, which leaves images of this size as they are."""
     from torchvision.models.detection import fasterrcnn_resnet50_fpn
-    from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-    model = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=81, trainable_backbone_layers=3)
+    model = fasterrcnn_resnet50_fpn(
+        weights=None, weights_backbone=None, num_classes=81, min_size=min(height, width), max_size=max(height, width)
+    )
     _freeze_batch_norms(model.backbone)
-    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-    model.transform = GeneralizedRCNNTransform(1, 1, mean, std, _skip_resize=True)
+    # Its own switch for this works only together with pretrained weights.
+    for part in (model.backbone.body.conv1, model.backbone.body.layer1):
+        part.requires_grad_(False)
     return model.to(device)
 
 
@@ -67,6 +69,13 @@ def _freeze_batch_norms(module: nn.Module) -> None:
             setattr(module, name, FrozenBatchNorm2d(child.num_features))
         else:
             _freeze_batch_norms(child)
+
+
+def damp_residuals(model: nn.Module) -> None:
+    """Keep the features of random weights finite: every residual branch ends in a norm of weight 0.2."""
+    for name, value in model.named_buffers():
+        if name.endswith(("conv3.norm.weight", "bn3.weight")):
+            value.fill_(0.2)
 
 
 def detlab_batch(images: Tensor, boxes: Tensor, classes: Tensor) -> list[dict]:
@@ -114,7 +123,9 @@ def main() -> None:
     args = parser.parse_args()
 
     images, boxes, classes = make_inputs(args.batch, *args.size, args.boxes, args.device)
-    own, other = detlab_model(args.device), torchvision_model(args.device)
+    own, other = detlab_model(args.device), torchvision_model(args.device, *args.size)
+    damp_residuals(own)
+    damp_residuals(other)
     own_batch = detlab_batch(images, boxes, classes)
     other_images = list(images)
     other_targets = [{"boxes": b, "labels": c + 1} for b, c in zip(boxes, classes)]

@@ -24,6 +24,8 @@ __all__ = [
 
 def _exponents_of_strides(strides: list[int]) -> list[int]:
     """log2 of the strides, which must double from map to map."""
+    if not strides:
+        raise ValueError("FPN needs in_features; set MODEL.FPN.IN_FEATURES")
     exponents = [int(math.log2(s)) for s in strides]
     if strides != [strides[0] * 2**i for i in range(len(strides))]:
         raise ValueError(f"FPN needs feature maps whose strides double, got {strides}")
@@ -66,8 +68,6 @@ class FPN(Backbone):
         super().__init__()
         if fuse_type not in ("sum", "avg"):
             raise ValueError(f"FPN fuses by 'sum' or 'avg', got '{fuse_type}'")
-        if not in_features:
-            raise ValueError("FPN needs in_features; set MODEL.FPN.IN_FEATURES")
         shapes = bottom_up.output_shape()
         exponents = _exponents_of_strides([shapes[name].stride for name in in_features])
         for exponent, name in zip(exponents, in_features):
@@ -116,12 +116,16 @@ class FPN(Backbone):
 
 
 class LastLevelMaxPool(nn.Module):
-    """``p6`` as every second cell of ``p5``."""
+    """One more level as every second cell of the coarsest, ``p6`` of ``p5``.
 
-    def __init__(self) -> None:
+    Args:
+        in_feature: the name of the coarsest level.
+    """
+
+    def __init__(self, in_feature="p5") -> None:
         super().__init__()
         self.num_levels = 1
-        self.in_feature = "p5"
+        self.in_feature = in_feature
 
     def forward(self, x: Tensor) -> list[Tensor]:
         return [F.max_pool2d(x, kernel_size=1, stride=2)]
@@ -163,8 +167,11 @@ def _fpn_from_config(cfg, bottom_up: Backbone, top_block: nn.Module) -> FPN:
 
 @BACKBONE_REGISTRY.register()
 def build_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
-    """A ResNet with a pyramid up to ``p6``."""
-    return _fpn_from_config(cfg, build_resnet_backbone(cfg, input_shape), LastLevelMaxPool())
+    """A ResNet with a pyramid and one level above it: ``p6`` on top of ``res5``'s ``p5``."""
+    bottom_up = build_resnet_backbone(cfg, input_shape)
+    strides = [bottom_up.output_shape()[name].stride for name in cfg.MODEL.FPN.IN_FEATURES]
+    coarsest = f"p{_exponents_of_strides(strides)[-1]}"
+    return _fpn_from_config(cfg, bottom_up, LastLevelMaxPool(in_feature=coarsest))
 
 
 @BACKBONE_REGISTRY.register()

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from detlab.config.config import configurable
-from detlab.data.detection_utils import get_fed_loss_cls_weights
 from detlab.layers import _ops
 from detlab.layers.shape_spec import ShapeSpec
 from detlab.modeling.box_regression import Box2BoxTransform, box_regression_loss
@@ -104,12 +103,20 @@ def fast_rcnn_inference(
         N instances with ``pred_boxes``, ``scores`` and ``pred_classes``, by falling score, and N index tensors that
         say from which proposal each came.
     """
-    padded_boxes = pad_sequence([b.unflatten(1, (-1, 4)) for b in boxes], batch_first=True)
-    padded_scores = pad_sequence([s[:, :-1] for s in scores], batch_first=True, padding_value=-math.inf)
+    padded_boxes = _stack_padded([b.unflatten(1, (-1, 4)) for b in boxes], 0.0)
+    padded_scores = _stack_padded([s[:, :-1] for s in scores], -math.inf)
     max_detections = topk_per_image if topk_per_image >= 0 else padded_scores[0].numel()
     sizes = image_sizes_tensor(image_shapes, padded_boxes)
     found = select_detections(padded_boxes, padded_scores, sizes, score_thresh, nms_thresh, max_detections)
     return detections_to_instances(found, image_shapes)
+
+
+def _stack_padded(rows_of_images: list[Tensor], value: float) -> Tensor:
+    """N tensors (P, ...) of differing P as one (N, max(P, 1), ...), filled up with ``value``."""
+    stacked = pad_sequence(rows_of_images, batch_first=True, padding_value=value)
+    if stacked.shape[1] > 0:
+        return stacked
+    return stacked.new_full((stacked.shape[0], 1, *stacked.shape[2:]), value)
 
 
 def detections_to_instances(
@@ -160,6 +167,14 @@ def classification_statistics(pred_logits: Tensor, gt_classes: Tensor) -> dict[s
         "fast_rcnn/fg_cls_accuracy": (correct & is_object).sum() / num_objects,
         "fast_rcnn/false_negative": ((predicted == background) & is_object).sum() / num_objects,
     }
+
+
+def _class_weights_from_config(cfg) -> Callable[[], Tensor]:
+    """How often the training images show each class decides how often the federated loss draws it."""
+    from detlab.data.detection_utils import get_fed_loss_cls_weights
+
+    power = cfg.MODEL.ROI_BOX_HEAD.FED_LOSS_FREQ_WEIGHT_POWER
+    return partial(get_fed_loss_cls_weights, dataset_names=cfg.DATASETS.TRAIN, freq_weight_power=power)
 
 
 class FastRCNNOutputLayers(nn.Module):
@@ -255,11 +270,7 @@ class FastRCNNOutputLayers(nn.Module):
             "loss_weight": {"loss_box_reg": settings.BBOX_REG_LOSS_WEIGHT},
             "use_fed_loss": settings.USE_FED_LOSS,
             "use_sigmoid_ce": settings.USE_SIGMOID_CE,
-            "get_fed_loss_cls_weights": partial(
-                get_fed_loss_cls_weights,
-                dataset_names=cfg.DATASETS.TRAIN,
-                freq_weight_power=settings.FED_LOSS_FREQ_WEIGHT_POWER,
-            ),
+            "get_fed_loss_cls_weights": _class_weights_from_config(cfg) if settings.USE_FED_LOSS else None,
             "fed_loss_num_classes": settings.FED_LOSS_NUM_CLASSES,
         }
 

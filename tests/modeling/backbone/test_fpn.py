@@ -38,8 +38,7 @@ def test_pyramid_equals_the_figure_of_the_paper(fuse):
 
 
 def test_top_blocks_add_coarser_levels():
-    pool = LastLevelMaxPool()
-    pool.in_feature = "p3"
+    pool = LastLevelMaxPool(in_feature="p3")
     outputs = FPN(TwoMaps(), ["res2", "res3"], 5, top_block=pool)(torch.randn(1, 3, 32, 32))
     assert list(outputs) == ["p2", "p3", "p4"]
     assert torch.equal(outputs["p4"], outputs["p3"][:, :, ::2, ::2])

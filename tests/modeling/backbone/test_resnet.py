@@ -20,7 +20,7 @@ def small_config(**resnets):
     ("settings", "channels"),
     [
         ({"DEPTH": 18, "RES2_OUT_CHANNELS": 64, "NORM": "BN"}, 512),
-        ({"DEPTH": 50, "RES2_OUT_CHANNELS": 64, "WIDTH_PER_GROUP": 16, "NORM": "GN", "STEM_OUT_CHANNELS": 32}, 512),
+        ({"DEPTH": 50, "RES2_OUT_CHANNELS": 64, "WIDTH_PER_GROUP": 32, "NORM": "GN", "STEM_OUT_CHANNELS": 32}, 512),
         ({"DEPTH": 50, "RES2_OUT_CHANNELS": 32, "NUM_GROUPS": 4, "WIDTH_PER_GROUP": 4, "STRIDE_IN_1X1": False}, 256),
     ],
 )

@@ -85,6 +85,12 @@ def test_an_image_without_proposals_has_no_detections():
     assert len(found[0]) == 0 and found[0].pred_boxes.tensor.shape == (0, 4) and len(found[1]) > 0
 
 
+def test_a_batch_without_any_proposal_has_no_detections():
+    layers = make_layers().eval()
+    found, rows = layers.inference(layers(torch.randn(0, 6)), make_proposals((0, 0), labelled=False))
+    assert [len(x) for x in found] == [len(x) for x in rows] == [0, 0]
+
+
 def test_losses_equal_a_loop_over_the_proposals():
     layers, proposals = make_layers(), make_proposals()
     logits, deltas = layers(torch.randn(11, 6))
