@@ -1,10 +1,11 @@
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from detlab.data.transforms import ResizeShortestEdge
 from detlab.export import FixedSizeRCNN
+from detlab.model_zoo import get_config
 from detlab.modeling import build_model
-from detlab.utils.image import read_image
 from tests.modeling.tiny import tiny_config
 
 
@@ -13,16 +14,24 @@ def make_model(masks):
     return build_model(tiny_config(masks=masks)).eval()
 
 
+def make_zoo_model(config):
+    """An R50-FPN model of the zoo with random weights whose features stay finite."""
+    torch.manual_seed(0)
+    cfg = get_config(config)
+    cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0])
+    model = build_model(cfg).eval()
+    for name, value in model.named_buffers():
+        if name.endswith("conv3.norm.weight"):
+            value.fill_(0.2)
+    return model
+
+
 def real_images(shared_dir, count, size=(192, 256)):
-    """(N, 3, H, W) crops of COCO pictures, as float BGR in [0, 255]."""
-    images = []
-    for path in sorted((shared_dir / "datasets/coco/val2017").glob("*.jpg")):
-        image = read_image(str(path), "BGR")
-        image = ResizeShortestEdge(max(size)).get_transform(image).apply_image(image)
-        images.append(torch.from_numpy(image[: size[0], : size[1]].copy()).permute(2, 0, 1).float())
-        if len(images) == count:
-            return torch.stack(images)
-    raise AssertionError(f"fewer than {count} pictures in {shared_dir}")
+    """(N, 3, H, W) resized COCO pictures, as float BGR in [0, 255]."""
+    paths = sorted((shared_dir / "datasets/coco/val2017").glob("*.jpg"))[:count]
+    assert len(paths) == count, f"fewer than {count} pictures in {shared_dir}"
+    pictures = [Image.open(path).convert("RGB").resize(size[::-1], Image.Resampling.BILINEAR) for path in paths]
+    return torch.stack([torch.from_numpy(np.array(p)[:, :, ::-1].copy()).permute(2, 0, 1).float() for p in pictures])
 
 
 def assert_same_detections(fixed, instances, n):
@@ -63,7 +72,7 @@ def test_the_exported_program_gives_the_same_at_other_sizes(masks, shared_dir):
     core = FixedSizeRCNN(make_model(masks))
     images = real_images(shared_dir, 1)
     height, width = torch.export.Dim("height", min=2, max=20), torch.export.Dim("width", min=2, max=20)
-    shapes = {"images": {2: 32 * height, 3: 32 * width}, "image_sizes": None}
+    shapes = {"images": {2: 32 * height, 3: 32 * width}}
     program = torch.export.export(core, (images,), dynamic_shapes=shapes, strict=False)
     for size in ((192, 256), (160, 320)):
         image = real_images(shared_dir, 1, size)
@@ -81,6 +90,22 @@ def test_dynamo_finds_no_graph_break(masks, shared_dir):
         explanation = torch._dynamo.explain(core)(images)
     assert explanation.graph_break_count == 0, explanation.break_reasons
     assert explanation.graph_count == 1
+
+
+@pytest.mark.parametrize(
+    "config", ["COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml", "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"]
+)
+def test_r50_fpn_of_the_zoo_exports_without_a_break_and_equals_the_instances_path(config, shared_dir):
+    model, images = make_zoo_model(config), real_images(shared_dir, 1, (256, 320))
+    core = FixedSizeRCNN(model)
+    program = torch.export.export(core, (images,), strict=False)
+    with torch.no_grad():
+        exported = program.module()(images)
+        instances = model.inference([{"image": images[0]}], do_postprocess=False)
+        explanation = torch._dynamo.explain(core)(images)
+    assert exported.boxes.shape == (1, 100, 4)
+    assert_same_detections(exported, instances[0], 0)
+    assert explanation.graph_break_count == 0, explanation.break_reasons
 
 
 def test_a_model_without_a_tensor_core_is_refused_in_words():
