@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detlab.utils.comm import get_world_size
+
 __all__ = [
     "CycleBatchNormList",
     "FrozenBatchNorm2d",
     "LayerNorm",
     "NaiveSyncBatchNorm",
+    "SyncBatchNorm",
     "fold_frozen_norm",
     "get_norm",
 ]
@@ -153,10 +156,6 @@ def fold_frozen_norm(weight: Tensor, bias: Tensor | None, norm: FrozenBatchNorm2
     return folded_weight, shift if bias is None else torch.addcmul(shift, bias, scale)
 
 
-def _world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
 class _SumOverRanks(torch.autograd.Function):
     """All-reduce whose gradient is an all-reduce: each rank's input adds to every rank's output."""
 
@@ -171,6 +170,44 @@ class _SumOverRanks(torch.autograd.Function):
         total = grad.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         return total
+
+
+class _Statistics(NamedTuple):
+    """Over the data of all ranks."""
+
+    mean: Tensor  # (C,)
+    var: Tensor  # (C,), biased
+    total_weight: Tensor  # scalar; 0 where no rank held data
+
+
+def _statistics_over_ranks(x: Tensor, weight: float) -> _Statistics:
+    """Statistics of (N, C, H, W) maps, in which each rank counts as much as its ``weight``, 0 for no data."""
+    cells = max(x.numel() // x.shape[1], 1)
+    moments = torch.cat([x.sum((0, 2, 3)), (x * x).sum((0, 2, 3))]) * (weight / cells)
+    total = _SumOverRanks.apply(torch.cat([moments, moments.new_tensor([weight])]))
+    total_weight = total[-1].detach()
+    mean, mean_square = (total[:-1] / torch.where(total_weight > 0, total_weight, 1.0)).chunk(2)
+    return _Statistics(mean, mean_square - mean * mean, total_weight)
+
+
+def _normalize(x: Tensor, stats: _Statistics, norm: nn.SyncBatchNorm | nn.BatchNorm2d) -> Tensor:
+    scale = torch.rsqrt(stats.var + norm.eps)
+    shift = -stats.mean * scale
+    if norm.affine:
+        scale, shift = scale * norm.weight, shift * norm.weight + norm.bias
+    return torch.addcmul(shift.view(1, -1, 1, 1), x, scale.view(1, -1, 1, 1))
+
+
+@torch.no_grad()
+def _update_running(norm: nn.SyncBatchNorm | nn.BatchNorm2d, mean: Tensor, var: Tensor, any_data: Tensor) -> None:
+    """Moves the running statistics towards ``mean`` and ``var``, unless no rank held data (``any_data`` is 0)."""
+    if norm.running_mean is None or norm.running_var is None or norm.num_batches_tracked is None:
+        return
+    norm.num_batches_tracked.add_(1)
+    momentum = norm.momentum if norm.momentum is not None else 1.0 / float(norm.num_batches_tracked)
+    step = momentum * any_data.to(norm.running_mean)
+    norm.running_mean.lerp_(mean.to(norm.running_mean), step)
+    norm.running_var.lerp_(var.to(norm.running_var), step)
 
 
 class NaiveSyncBatchNorm(nn.BatchNorm2d):
@@ -191,40 +228,35 @@ class NaiveSyncBatchNorm(nn.BatchNorm2d):
         self._stats_mode = stats_mode
 
     def forward(self, input: Tensor) -> Tensor:
+        """Normalises ``input`` (N, C, H, W).
+
+        Raises:
+            ValueError: for no images, where each rank must have some.
+        """
+        if not self.training or get_world_size() == 1:
+            return super().forward(input)
+        if self._stats_mode == "" and input.shape[0] == 0:
+            raise ValueError(
+                "a rank has no images to normalise; use norm 'naiveSyncBN_N', which weighs ranks by images"
+            )
+        x = input.float()
+        stats = _statistics_over_ranks(x, 1.0 if self._stats_mode == "" else float(x.shape[0]))
+        _update_running(self, stats.mean.detach(), stats.var.detach(), stats.total_weight.clamp(max=1.0))
+        return _normalize(x, stats, self).to(input.dtype)
+
+
+class SyncBatchNorm(nn.SyncBatchNorm):
+    """``nn.SyncBatchNorm`` that also trains on the CPU with several processes, to the same result."""
+
+    def forward(self, input: Tensor) -> Tensor:
         """Normalises ``input`` (N, C, H, W)."""
-        if not self.training or _world_size() == 1:
+        if input.device.type != "cpu" or not self.training or get_world_size() == 1:
             return super().forward(input)
         x = input.float()
-        mean, mean_square, any_data = self._statistics(x)
-        var = mean_square - mean * mean
-        self._update_running(mean.detach(), var.detach(), any_data)
-        scale = torch.rsqrt(var + self.eps)
-        shift = -mean * scale
-        if self.affine:
-            scale, shift = scale * self.weight, shift * self.weight + self.bias
-        out = torch.addcmul(shift.view(1, -1, 1, 1), x, scale.view(1, -1, 1, 1))
-        return out.to(input.dtype)
-
-    def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean (C,) and mean square (C,) over all ranks, and 1.0 if any rank held data, else 0.0."""
-        if self._stats_mode == "" and x.shape[0] == 0:
-            raise ValueError("NaiveSyncBatchNorm got a batch of no images; use stats_mode='N' ('naiveSyncBN_N')")
-        weight = 1.0 if self._stats_mode == "" else float(x.shape[0])
-        cells = max(x.numel() // x.shape[1], 1)
-        sums = torch.cat([x.sum((0, 2, 3)), (x * x).sum((0, 2, 3))]) * (weight / cells)
-        total = _SumOverRanks.apply(torch.cat([sums, sums.new_tensor([weight])]))
-        total_weight = total[-1].detach()
-        mean, mean_square = (total[:-1] / total_weight.clamp(min=1.0)).chunk(2)
-        return mean, mean_square, total_weight.clamp(max=1.0)
-
-    @torch.no_grad()
-    def _update_running(self, mean: Tensor, var: Tensor, any_data: Tensor) -> None:
-        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
-            return
-        self.num_batches_tracked.add_(1)
-        momentum = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
-        self.running_mean.lerp_(mean.to(self.running_mean), (momentum * any_data).to(self.running_mean))
-        self.running_var.lerp_(var.to(self.running_var), (momentum * any_data).to(self.running_var))
+        stats = _statistics_over_ranks(x, float(x.numel() // x.shape[1]))
+        unbias = stats.total_weight / (stats.total_weight - 1).clamp(min=1.0)
+        _update_running(self, stats.mean.detach(), stats.var.detach() * unbias, stats.total_weight.clamp(max=1.0))
+        return _normalize(x, stats, self).to(input.dtype)
 
 
 class CycleBatchNormList(nn.ModuleList):
@@ -286,7 +318,7 @@ class LayerNorm(nn.Module):
 
 _NORM_MAKERS: dict[str, Callable[[int], nn.Module]] = {
     "BN": nn.BatchNorm2d,
-    "SyncBN": nn.SyncBatchNorm,
+    "SyncBN": SyncBatchNorm,
     "FrozenBN": FrozenBatchNorm2d,
     "GN": lambda channels: nn.GroupNorm(32, channels),
     "LN": LayerNorm,

@@ -279,14 +279,15 @@ def box_intersection(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     """
     left1, top1, right1, bottom1 = (c.unsqueeze(-1) for c in _columns_of(boxes1))
     left2, top2, right2, bottom2 = (c.unsqueeze(-2) for c in _columns_of(boxes2))
-    width = (torch.minimum(right1, right2) - torch.maximum(left1, left2)).clamp(min=0)
-    height = (torch.minimum(bottom1, bottom2) - torch.maximum(top1, top2)).clamp(min=0)
-    return width * height
+    # In place: for anchors against objects, fresh memory for each step would take most of the time.
+    width = torch.minimum(right1, right2).sub_(torch.maximum(left1, left2)).clamp_(min=0)
+    height = torch.minimum(bottom1, bottom2).sub_(torch.maximum(top1, top2)).clamp_(min=0)
+    return width.mul_(height)
 
 
 def _ratio_or_zero(part: Tensor, whole: Tensor) -> Tensor:
-    """``part / whole``, and 0 where ``part`` is 0, whatever ``whole`` is."""
-    return part / torch.where(part > 0, whole, torch.ones_like(whole))
+    """``part / whole`` in the memory of ``part``, and 0 where both are 0."""
+    return part.div_(whole).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
@@ -300,7 +301,8 @@ def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
         (..., N, M), in [0, 1].
     """
     shared = box_intersection(boxes1, boxes2)
-    return _ratio_or_zero(shared, box_area(boxes1).unsqueeze(-1) + box_area(boxes2).unsqueeze(-2) - shared)
+    sum_of_areas = box_area(boxes1).unsqueeze(-1) + box_area(boxes2).unsqueeze(-2)
+    return _ratio_or_zero(shared, sum_of_areas.sub_(shared))
 
 
 def box_ioa(boxes1: Tensor, boxes2: Tensor) -> Tensor:
@@ -313,14 +315,14 @@ def box_ioa(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     Returns:
         (..., N, M), in [0, 1].
     """
-    shared = box_intersection(boxes1, boxes2)
-    return _ratio_or_zero(shared, box_area(boxes2).unsqueeze(-2).expand_as(shared))
+    return _ratio_or_zero(box_intersection(boxes1, boxes2), box_area(boxes2).unsqueeze(-2))
 
 
 def matched_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     """IoU of boxes in step: (..., 4) and (..., 4) -> (...)."""
     size = torch.minimum(boxes1[..., 2:], boxes2[..., 2:]) - torch.maximum(boxes1[..., :2], boxes2[..., :2])
-    shared = size.clamp(min=0).prod(dim=-1)
+    width, height = size.clamp(min=0).unbind(-1)
+    shared = width * height
     return _ratio_or_zero(shared, box_area(boxes1) + box_area(boxes2) - shared)
 
 

@@ -110,8 +110,9 @@ def keypoints_to_heatmap(keypoints: Tensor, rois: Tensor, heatmap_size: int) -> 
     return HeatmapTargets(row * heatmap_size + column, valid)
 
 
-# Upper bound on the floats of enlarged heat maps that exist at one time (128 MiB).
-_MAX_ENLARGED_VALUES = 1 << 25
+# Upper bounds on the floats of enlarged heat maps at one time: what fits a CPU's cache, and 128 MiB elsewhere.
+_ENLARGED_VALUES_ON_CPU = 1 << 18
+_ENLARGED_VALUES_ELSEWHERE = 1 << 25
 
 
 @torch.no_grad()
@@ -134,7 +135,8 @@ def heatmaps_to_keypoints(maps: Tensor, rois: Tensor) -> Tensor:
     sizes = (rois[:, 2:] - rois[:, :2]).clamp(min=1)
     grid_sizes = sizes.ceil()
     found = maps.new_empty(num_rois, num_keypoints, 3)
-    for chunk in _chunks_of_like_size(grid_sizes, num_keypoints):
+    max_values = _ENLARGED_VALUES_ON_CPU if maps.device.type == "cpu" else _ENLARGED_VALUES_ELSEWHERE
+    for chunk in _chunks_of_like_size(grid_sizes, max_values // max(num_keypoints, 1)):
         width, height = (int(side) for side in grid_sizes[chunk].amax(dim=0))
         found[chunk] = _peaks(maps[chunk], grid_sizes[chunk], (height, width))
     pixels, logits = found[..., :2], found[..., 2:]
@@ -143,16 +145,15 @@ def heatmaps_to_keypoints(maps: Tensor, rois: Tensor) -> Tensor:
     return torch.cat([points, logits, scores[..., None]], dim=2)
 
 
-def _chunks_of_like_size(grid_sizes: Tensor, num_keypoints: int) -> Iterator[Tensor]:
-    """Splits (R, 2) widths and heights into sets of indices, each small enough when padded to its largest."""
+def _chunks_of_like_size(grid_sizes: Tensor, max_pixels: int) -> Iterator[Tensor]:
+    """Splits (R, 2) widths and heights into sets of indices, each within ``max_pixels`` when padded to its largest."""
     order = grid_sizes.prod(dim=1).argsort()
     sizes = grid_sizes[order].tolist()
     start = 0
     width = height = 0.0
     for position, (w, h) in enumerate(sizes):
         width, height = max(width, w), max(height, h)
-        values = (position + 1 - start) * num_keypoints * width * height
-        if values > _MAX_ENLARGED_VALUES and position > start:
+        if (position + 1 - start) * width * height > max_pixels and position > start:
             yield order[start:position]
             start, width, height = position, w, h
     if start < len(sizes):
@@ -176,11 +177,10 @@ def _peaks(maps: Tensor, grid_sizes: Tensor, padded_size: tuple[int, int]) -> Te
     columns = _bicubic_matrix(grid_sizes[:, 0], width, map_size)
     bordered = F.pad(maps, (2, 2, 2, 2), mode="replicate")
     enlarged = rows[:, None] @ bordered @ columns[:, None].transpose(-1, -2)  # (R, K, height, width)
-    outside_rows = torch.arange(height, device=maps.device) >= grid_sizes[:, 1:]
-    outside_columns = torch.arange(width, device=maps.device) >= grid_sizes[:, :1]
-    enlarged.masked_fill_((outside_rows[:, :, None] | outside_columns[:, None, :])[:, None], -torch.inf)
     value, position = enlarged.flatten(2).max(dim=2)
-    return torch.stack([(position % width).to(value.dtype), (position // width).to(value.dtype), value], dim=2)
+    # Beyond a map's own size its last row and column go on, so a peak found there is a peak on the border.
+    pixel = torch.stack([position % width, position // width], dim=2).to(value.dtype)
+    return torch.cat([torch.minimum(pixel, grid_sizes[:, None] - 1), value[..., None]], dim=2)
 
 
 def _bicubic_matrix(lengths: Tensor, padded_length: int, source_length: int) -> Tensor:
@@ -188,13 +188,14 @@ def _bicubic_matrix(lengths: Tensor, padded_length: int, source_length: int) -> 
 
     Args:
         lengths: (R,) wanted lengths.
-        padded_length: L, rows of the matrices; those past a length mean nothing.
+        padded_length: L, rows of the matrices; those past a length repeat its last one.
         source_length: S of the vector, which has its end values repeated twice on each side.
 
     Returns:
         (R, L, S + 4).
     """
     target = torch.arange(padded_length, device=lengths.device, dtype=lengths.dtype)
+    target = torch.minimum(target, lengths[:, None] - 1)
     source = (source_length / lengths)[:, None] * (target + 0.5) - 0.5
     taps = torch.arange(-2, source_length + 2, device=lengths.device, dtype=lengths.dtype)
     return _cubic_kernel(source[:, :, None] - taps)
