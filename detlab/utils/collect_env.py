@@ -50,13 +50,14 @@ Row = tuple[str, str]
 
 
 def collect_env_info() -> str:
-    """Versions, devices, compilers, environment variables and operators in use, as a table and torch's build settings."""
+    """Versions, devices, compilers, environment variables, the operators in use, and torch's build settings."""
+    capability = torch.backends.cpu.get_cpu_capability()
     rows = [
         ("sys.platform", f"{sys.platform} {platform.machine()}"),
         ("Python", sys.version.replace("\n", "")),
         *_package_rows(),
         *_gpu_rows(),
-        ("CPU", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads, {_cpu_capability()}"),
+        ("CPU", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads, {capability}"),
         *_compiler_rows(),
         *((name, _report(path)) for name, path in REPORTS.items()),
         *((name, value) for name, value in sorted(os.environ.items()) if name.startswith("DETLAB_")),
@@ -82,10 +83,6 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _cpu_capability() -> str:
-    return torch.backends.cpu.get_cpu_capability()
 
 
 def _gpu_rows() -> Iterator[Row]:

@@ -17,6 +17,7 @@ from torch import Tensor
 __all__ = [
     "all_gather",
     "all_reduce_mean",
+    "broadcast",
     "create_local_process_group",
     "gather",
     "get_local_process_group",
@@ -184,12 +185,26 @@ def gather(data: Any, dst: int = 0, group: Any = None) -> list[Any]:
     return gathered or []
 
 
+def broadcast(data: Any, src: int = 0) -> Any:
+    """Rank ``src``'s ``data``, on all ranks; all ranks must call it.
+
+    Args:
+        data: anything that can be pickled; it travels through CPU memory. Only rank ``src``'s matters.
+        src: the rank that sends.
+    """
+    if get_world_size() == 1:
+        return data
+    holder = [data]
+    dist.broadcast_object_list(holder, src=src, group=_get_cpu_group())
+    return holder[0]
+
+
 def shared_random_seed() -> int:
     """A random number in ``[0, 2**31)`` that is the same on all ranks; all ranks must call it.
 
     It is rank 0's draw from numpy's global generator.
     """
-    return int(all_gather(int(np.random.randint(2**31)))[0])
+    return broadcast(int(np.random.randint(2**31)))
 
 
 def reduce_dict(input_dict: dict[str, Tensor], average: bool = True) -> dict[str, Tensor]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import IO, Any
 
 from iopath.common.file_io import HTTPURLHandler, PathHandler
 from iopath.common.file_io import PathManager as _IopathManager
 
-__all__ = ["PathHandler", "PathManager", "RedirectHandler"]
+__all__ = ["PathHandler", "PathManager", "RedirectHandler", "write_atomically"]
 
 
 class RedirectHandler(PathHandler):
@@ -45,3 +48,44 @@ class RedirectHandler(PathHandler):
 PathManager = _IopathManager()
 PathManager.register_handler(HTTPURLHandler())
 PathManager.register_handler(RedirectHandler("detectron2://", "https://dl.fbaipublicfiles.com/detectron2/"))
+
+
+@contextlib.contextmanager
+def write_atomically(path: str, mode: str = "wb") -> Iterator[IO[Any]]:
+    """Opens a file that takes the place of ``path`` only when the block ends without an error.
+
+    The content goes to a hidden file in the same directory, is flushed to the disk, and renamed. A process that is
+    killed meanwhile leaves the earlier content of ``path``; what it leaves of the hidden file is overwritten by the
+    next attempt. Addresses of other storage are written directly: what that guarantees is theirs.
+
+    Args:
+        path: where the file shall be; the directory must exist.
+        mode: ``"wb"`` or ``"w"``.
+    """
+    if "://" in path:
+        with PathManager.open(path, mode) as file:
+            yield file
+        return
+    folder, name = os.path.split(os.path.abspath(path))
+    partial = os.path.join(folder, f".{name}.partial")
+    try:
+        with open(partial, mode) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(partial)
+        raise
+    _sync_directory(folder)
+
+
+def _sync_directory(folder: str) -> None:
+    """Makes a rename in the directory survive a power cut, where the system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

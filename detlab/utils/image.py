@@ -43,8 +43,7 @@ def read_image(file_name: str, format: str | None = None) -> np.ndarray:
         format: a mode of Pillow, ``"BGR"`` or ``"YUV-BT.601"``; None keeps the file's own mode.
 
     Returns:
-        (H, W, C) uint8, or float for ``"YUV-BT.601"``; C = 1 for ``"L"``. Without a format, what the file holds. The
-        array may be read-only.
+        (H, W, C) uint8, or float for ``"YUV-BT.601"``; C = 1 for ``"L"``. Without a format, what the file holds.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -94,12 +93,13 @@ def convert_PIL_to_numpy(image: Image.Image, format: str | None) -> np.ndarray:
         ValueError: Pillow knows no such mode.
     """
     if format is None:
-        return np.asarray(image)
+        return np.array(image)
     image = _to_mode(image, "RGB" if format in ("BGR", YUV_FORMAT) else format)
     if format == "BGR":
-        # Pillow swaps the channels while it copies them out, which a reversed view would leave to every later copy.
-        return np.frombuffer(image.tobytes("raw", "BGR"), dtype=np.uint8).reshape(image.height, image.width, 3)
-    pixels = np.asarray(image)
+        # Pillow swaps the channels while it copies them out; a reversed view would slow every later copy down.
+        pixels = np.frombuffer(image.tobytes("raw", "BGR"), dtype=np.uint8)
+        return pixels.reshape(image.height, image.width, 3).copy()
+    pixels = np.array(image)
     if format == YUV_FORMAT:
         return pixels / 255.0 @ RGB_TO_YUV.T
     return pixels[:, :, None] if format == "L" else pixels

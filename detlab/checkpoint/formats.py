@@ -1,0 +1,151 @@
+"""Files of weights, of each kind, to one form: ``{"model": {name: tensor or array}, ...}``.
+
+Nothing in a file is run. A file that is damaged, or wants to run something, is refused with a sentence.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from detlab.checkpoint.restricted_pickle import ARRAY_GLOBALS, UnsafePickleError, load_arrays
+from detlab.utils.optional import require
+
+__all__ = ["find_unloadable", "read_checkpoint"]
+
+# Keys that other programs keep their weights under, in files that may hold more.
+WEIGHT_KEYS = ("model", "model_state", "state_dict")
+
+
+def read_checkpoint(path: str) -> dict[str, Any]:
+    """Reads a local file by its extension.
+
+    * ``.pkl``: the zoo of the reference, or weights of Caffe2; arrays and plain containers only.
+    * ``.safetensors``: weights.
+    * anything else: what ``torch.save`` wrote, loaded with ``weights_only=True``.
+
+    Returns:
+        A dict with ``"model"`` and whatever else the file holds. ``"matching_heuristics"`` says that names should be
+        matched by their ends, ``"__author__": "Caffe2"`` that they are blobs' names.
+
+    Raises:
+        UnsafePickleError: reading the file could run code.
+        ValueError: the file is damaged or holds no weights.
+        ImportError: the package that reads the format is missing.
+    """
+    if path.endswith(".pkl"):
+        return _from_pickle(_read(path, _load_pkl), path)
+    if path.endswith(".safetensors"):
+        loader = require("safetensors.torch", extra="safetensors", purpose="reading .safetensors files")
+        return {"model": _read(path, loader.load_file)}
+    return _from_torch(_read(path, _load_torch), path)
+
+
+def _read(path: str, load: Any) -> Any:
+    try:
+        return load(path)
+    except UnsafePickleError as error:
+        raise UnsafePickleError(
+            f"{path} is not read, because {error}, and only arrays and plain containers are allowed: anything else in "
+            "a pickle can run code. If you trust where it comes from, write its weights to a .safetensors file."
+        ) from None
+    except (FileNotFoundError, PermissionError, IsADirectoryError, MemoryError):
+        raise
+    except Exception as error:
+        # Damage shows up as nearly any exception, wherever the bytes stop making sense.
+        size = os.path.getsize(path)
+        raise ValueError(
+            f"{path} ({size} bytes) is damaged or is not a checkpoint: {_first_sentence(error)}. "
+            "Download or copy it again, or give an earlier checkpoint."
+        ) from error
+
+
+def _first_sentence(error: Exception) -> str:
+    text = str(error).strip().split("\n")[0].split(". ")[0]
+    return (text or type(error).__name__)[:200].rstrip(".")
+
+
+def _load_pkl(path: str) -> Any:
+    with open(path, "rb") as file:
+        return load_arrays(file)
+
+
+def _load_torch(path: str) -> Any:
+    with torch.serialization.safe_globals(ARRAY_GLOBALS):
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            name = re.search(r"(?:GLOBAL|Unsupported class|Unsupported global:?)\s+([\w.]+)", str(error))
+            if name is None:
+                raise
+            raise UnsafePickleError(f"it asks for {name.group(1)}") from None
+
+
+def _from_pickle(data: Any, path: str) -> dict[str, Any]:
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} holds a {type(data).__name__}, not a dict of weights")
+    if isinstance(data.get("model"), dict):
+        return data
+    blobs = data["blobs"] if isinstance(data.get("blobs"), dict) else data
+    weights = {
+        name: value
+        for name, value in blobs.items()
+        # Optimizer state lies between the weights; Caffe2's own bookkeeping is no array.
+        if isinstance(value, np.ndarray) and not name.endswith("_momentum")
+    }
+    if not weights:
+        raise ValueError(f"{path} holds no weights; its keys are {_some(data)}")
+    return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
+
+
+def _from_torch(data: Any, path: str) -> dict[str, Any]:
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{path} holds a {type(data).__name__}, not a dict of weights")
+    for key in WEIGHT_KEYS:
+        if isinstance(data.get(key), Mapping):
+            rest = {name: value for name, value in data.items() if name != key}
+            # Names of other programs seldom begin as those of this one do.
+            hints = {} if key == "model" else {"matching_heuristics": True}
+            return {"model": data[key], **rest, **hints}
+    if data and all(isinstance(value, torch.Tensor | np.ndarray) for value in data.values()):
+        return {"model": data}
+    raise ValueError(f"{path} holds no weights; its keys are {_some(data)}")
+
+
+def _some(data: Mapping) -> str:
+    names = [repr(name) for name in data]
+    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "") if names else "none"
+
+
+# Subclasses of the first kind would be written as classes, which a safe load refuses.
+PLAIN_TYPES = (type(None), bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device)
+ARRAY_TYPES = (torch.Tensor, np.ndarray, np.generic)
+
+
+def find_unloadable(value: Any, place: str = "") -> Iterator[str]:
+    """Where a value to be saved holds something that :func:`read_checkpoint` would refuse to load again.
+
+    Yields:
+        For example ``"trainer.hooks.3 is a MyState"``.
+    """
+    if type(value) in (dict, OrderedDict, Counter):
+        for key, item in value.items():
+            yield from find_unloadable(item, f"{place}.{key}" if place else str(key))
+    elif type(value) in (list, tuple, set):
+        for index, item in enumerate(value):
+            yield from find_unloadable(item, f"{place}.{index}")
+    elif type(value) in PLAIN_TYPES or (isinstance(value, ARRAY_TYPES) and not _holds_objects(value)):
+        return
+    else:
+        yield f"{place} is a {type(value).__module__}.{type(value).__qualname__}"
+
+
+def _holds_objects(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.hasobject
