@@ -137,9 +137,12 @@ def _check_box_width(box: RawBox, mode: BoxMode) -> None:
 def _convert_columns(box: RawBox, convert: Callable[..., Columns]) -> RawBox:
     if isinstance(box, list | tuple):
         return type(box)(convert(*box))
+    is_rotated = box.shape[-1] == 5  # sine and cosine of float32 lose digits that pixels need
     if isinstance(box, Tensor):
-        return torch.stack(convert(*box.unbind(-1)), dim=-1).to(box.dtype)
-    return np.stack(convert(*np.moveaxis(box, -1, 0)), axis=-1).astype(box.dtype)
+        columns = (box.double() if is_rotated else box).unbind(-1)
+        return torch.stack(convert(*columns), dim=-1).to(box.dtype)
+    rows = np.moveaxis(box.astype(np.float64) if is_rotated else box, -1, 0)
+    return np.stack(convert(*rows), axis=-1).astype(box.dtype)
 
 
 class Boxes:

@@ -106,10 +106,10 @@ def _stack_padded(images: Sequence[Tensor], padded_size: tuple[int, int], pad_va
     if all(image.shape[-2:] == padded_size for image in images):
         return torch.stack(list(images))
     batch = images[0].new_empty(len(images), *images[0].shape[:-2], height, width)
-    for row, image in zip(batch, images):
+    for i, image in enumerate(images):
         h, w = image.shape[-2:]
-        row[..., :h, :w].copy_(image)
+        batch[i, ..., :h, :w] = image
         # Only the margins are filled: a fill of everything would write each pixel twice.
-        row[..., h:, :].fill_(pad_value)
-        row[..., :h, w:].fill_(pad_value)
+        batch[i, ..., h:, :] = pad_value
+        batch[i, ..., :h, w:] = pad_value
     return batch
