@@ -319,6 +319,8 @@ MODEL: dict[str, Any] = {
 }
 
 SOLVER: dict[str, Any] = {
+    # "SGD" or "AdamW".
+    "OPTIMIZER": "SGD",
     "MAX_ITER": 40000,
     # Images of one step over all processes.
     "IMS_PER_BATCH": 16,
@@ -357,8 +359,8 @@ SOLVER: dict[str, Any] = {
         # The p of the norm; float("inf") is allowed.
         "NORM_TYPE": 2.0,
     },
-    # Training in mixed precision.
-    "AMP": {"ENABLED": False},
+    # Training in mixed precision. PRECISION: "float16" or "bfloat16"; "" is float16 on a GPU, bfloat16 on the CPU.
+    "AMP": {"ENABLED": False, "PRECISION": ""},
     "CHECKPOINT_PERIOD": 5000,
 }
 

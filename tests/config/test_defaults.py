@@ -24,17 +24,21 @@ def as_lists(value):
     return [as_lists(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
+# Keys of our own, beside the recorded ones.
+NEW_KEYS = {"SOLVER.OPTIMIZER": "SGD", "SOLVER.AMP.PRECISION": ""}
+
+
 def test_every_key_and_default_is_the_recorded_one(shared_dir):
     recorded = yaml.safe_load((shared_dir / "compat" / "config_defaults.yaml").read_text())
     ours = {key: as_lists(value) for key, value in leaves(get_cfg())}
-    assert ours == dict(leaves(recorded))
+    assert ours == {**dict(leaves(recorded)), **NEW_KEYS}
     for key, value in leaves(recorded):
         assert type(ours[key]) is type(value), key
 
 
-def test_a_dump_reads_back_as_the_same_config(shared_dir):
+def test_a_dump_reads_back_as_the_same_config():
     text = get_cfg().dump()
-    assert yaml.safe_load(text) == yaml.safe_load((shared_dir / "compat" / "config_defaults.yaml").read_text())
+    assert dict(leaves(yaml.safe_load(text))) == {key: as_lists(value) for key, value in leaves(get_cfg())}
     assert "&id" not in text, "yaml anchors make a config hard to read"
 
 
