@@ -1,0 +1,93 @@
+"""Augmentations, which choose at random, and transforms, which do what was chosen.
+
+Usual import: ``from detlab.data import transforms as T``.
+"""
+
+from fvcore.transforms.transform import (
+    BlendTransform,
+    CropTransform,
+    GridSampleTransform,
+    HFlipTransform,
+    NoOpTransform,
+    PadTransform,
+    ScaleTransform,
+    Transform,
+    TransformList,
+    VFlipTransform,
+)
+
+from detlab.data.transforms.augmentation import (
+    AugInput,
+    Augmentation,
+    AugmentationList,
+    StandardAugInput,
+    TransformGen,
+    apply_augmentations,
+    apply_transform_gens,
+)
+from detlab.data.transforms.augmentation_impl import (
+    FixedSizeCrop,
+    MinIoURandomCrop,
+    RandomApply,
+    RandomBrightness,
+    RandomContrast,
+    RandomCrop,
+    RandomCrop_CategoryAreaConstraint,
+    RandomExtent,
+    RandomFlip,
+    RandomLighting,
+    RandomResize,
+    RandomRotation,
+    RandomSaturation,
+    Resize,
+    ResizeScale,
+    ResizeShortestEdge,
+)
+from detlab.data.transforms.transform import (
+    ColorTransform,
+    ExtentTransform,
+    PILColorTransform,
+    ResizeTransform,
+    RotationTransform,
+)
+
+__all__ = [
+    "AugInput",
+    "Augmentation",
+    "AugmentationList",
+    "BlendTransform",
+    "ColorTransform",
+    "CropTransform",
+    "ExtentTransform",
+    "FixedSizeCrop",
+    "GridSampleTransform",
+    "HFlipTransform",
+    "MinIoURandomCrop",
+    "NoOpTransform",
+    "PILColorTransform",
+    "PadTransform",
+    "RandomApply",
+    "RandomBrightness",
+    "RandomContrast",
+    "RandomCrop",
+    "RandomCrop_CategoryAreaConstraint",
+    "RandomExtent",
+    "RandomFlip",
+    "RandomLighting",
+    "RandomResize",
+    "RandomRotation",
+    "RandomSaturation",
+    "Resize",
+    "ResizeScale",
+    "ResizeShortestEdge",
+    "ResizeTransform",
+    "RotationTransform",
+    "ScaleTransform",
+    "StandardAugInput",
+    "Transform",
+    "TransformGen",
+    "TransformList",
+    "VFlipTransform",
+    "apply_augmentations",
+    "apply_transform_gens",
+]
