@@ -164,8 +164,16 @@ class BitMasks:
         return BitMasks(torch.from_numpy(_draw(objects, height, width)))
 
     @staticmethod
-    def from_roi_masks(roi_masks: ROIMasks, boxes: Tensor, height: int, width: int, threshold: float = 0.5) -> BitMasks:
-        """Stretches the maps of regions over their boxes; see ``ROIMasks.to_bitmasks``."""
+    def from_roi_masks(
+        roi_masks: ROIMasks, height: int, width: int, boxes: Tensor | None = None, threshold: float = 0.5
+    ) -> BitMasks:
+        """Stretches the maps of regions over their boxes; see ``ROIMasks.to_bitmasks``.
+
+        Raises:
+            ValueError: without ``boxes``: the maps do not know their places.
+        """
+        if boxes is None:
+            raise ValueError("ROIMasks do not know where they lie in the image; pass boxes=, one box for each mask")
         return roi_masks.to_bitmasks(boxes, height, width, threshold)
 
     def crop_and_resize(self, boxes: Tensor, mask_size: int) -> Tensor:

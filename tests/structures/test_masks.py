@@ -201,7 +201,9 @@ class TestROIMasks:
         assert pasted.tensor[0].nonzero().amin(0).tolist() == [2, 1]
         assert pasted.tensor[0].sum() == 16
         assert pasted.tensor[1].all()
-        assert torch.equal(BitMasks.from_roi_masks(masks, boxes, 10, 8).tensor, pasted.tensor)
+        assert torch.equal(BitMasks.from_roi_masks(masks, 10, 8, boxes).tensor, pasted.tensor)
+        with pytest.raises(ValueError, match="pass boxes="):
+            BitMasks.from_roi_masks(masks, 10, 8)
 
     def test_threshold_decides(self):
         masks = ROIMasks(torch.full((1, 4, 4), 0.3))
