@@ -1,0 +1,620 @@
+"""What most training and inference programs need: arguments, set-up, a trainer made from a config, a predictor.
+
+Anything here can be left out and done by hand; ``tools/plain_train_net.py`` shows how little that is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import tempfile
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from detlab.checkpoint.detection_checkpoint import DetectionCheckpointer
+from detlab.config.config import CfgNode, get_cfg
+from detlab.config.lazy import LazyConfig
+from detlab.data.build import build_detection_test_loader, build_detection_train_loader
+from detlab.data.catalog import MetadataCatalog
+from detlab.data.transforms.augmentation_impl import ResizeShortestEdge
+from detlab.engine import hooks
+from detlab.engine.train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
+from detlab.evaluation.build import build_evaluator
+from detlab.evaluation.evaluator import DatasetEvaluator, inference_on_dataset
+from detlab.evaluation.testing import print_csv_format, verify_results
+from detlab.modeling.meta_arch.build import build_model
+from detlab.solver.build import build_lr_scheduler, build_optimizer
+from detlab.utils import comm
+from detlab.utils.collect_env import collect_env_info
+from detlab.utils.env import seed_all_rng
+from detlab.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
+from detlab.utils.file_io import PathManager
+from detlab.utils.logger import setup_logger
+from detlab.utils.optional import available
+from detlab.utils.user_modules import import_user_modules
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+__all__ = [
+    "DefaultPredictor",
+    "DefaultTrainer",
+    "config_from_args",
+    "create_ddp_model",
+    "default_argument_parser",
+    "default_setup",
+    "default_writers",
+    "evaluate_only",
+]
+
+logger = logging.getLogger(__name__)
+
+# --------------------------------------------------------------------------------------------- start of a program
+
+_EXAMPLES = """examples:
+  one GPU, or the CPU with MODEL.DEVICE cpu
+      $ {program} --config-file cfg.yaml
+  change settings
+      $ {program} --config-file cfg.yaml SOLVER.BASE_LR 0.01 MODEL.WEIGHTS model.pth
+  go on with a run that was stopped
+      $ {program} --config-file cfg.yaml --resume
+  your own datasets, models and hooks
+      $ {program} --import my_project.py --config-file cfg.yaml
+  eight GPUs
+      $ {program} --num-gpus 8 --config-file cfg.yaml
+  two machines
+      machine0$ {program} --num-gpus 8 --num-machines 2 --machine-rank 0 --dist-url tcp://machine0:29500 ...
+      machine1$ {program} --num-gpus 8 --num-machines 2 --machine-rank 1 --dist-url tcp://machine0:29500 ...
+  under torchrun, which says the number of processes itself
+      $ torchrun --nproc-per-node 8 {program} --config-file cfg.yaml
+"""
+
+
+def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
+    """The command line of the training tools.
+
+    Args:
+        epilog: shown at the end of the help, in place of examples.
+    """
+    parser = argparse.ArgumentParser(
+        epilog=epilog or _EXAMPLES.format(program=os.path.basename(sys.argv[0])),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config-file", default="", metavar="FILE", help="the config to start from")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR, if any")
+    parser.add_argument("--eval-only", action="store_true", help="do not train, evaluate MODEL.WEIGHTS")
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="FILE_OR_MODULE",
+        help="Python code to load before the config is read, in every process; may be given several times",
+    )
+    parser.add_argument("--num-gpus", type=int, default=1, help="processes on each machine, one for each GPU")
+    parser.add_argument("--num-machines", type=int, default=1)
+    parser.add_argument("--machine-rank", type=int, default=0, help="number of this machine, from 0")
+    parser.add_argument(
+        "--dist-url",
+        default="auto",
+        help="where the processes meet, tcp://host:port; 'auto' takes a free port of this machine",
+    )
+    parser.add_argument(
+        "opts",
+        nargs=argparse.REMAINDER,
+        metavar="KEY VALUE",
+        help="settings to change, after all other arguments: 'KEY VALUE' pairs, for Python configs 'path.key=value'",
+    )
+    return parser
+
+
+def config_from_args(args: argparse.Namespace) -> CfgNode:
+    """The frozen config that the arguments of :func:`default_argument_parser` describe.
+
+    Loads the modules of ``--import`` first, so that what they register is there.
+    """
+    import_user_modules(args.imports)
+    cfg = get_cfg()
+    if args.config_file:
+        cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(args.opts)
+    cfg.freeze()
+    return cfg
+
+
+def default_setup(cfg: CfgNode | DictConfig, args: argparse.Namespace) -> None:
+    """What comes first in every process: modules of the user's, output directory, logs, seeds.
+
+    The log begins with the environment and the config; the config is also saved as ``config.yaml`` in the output
+    directory (an evaluation does not replace the one of the training).
+
+    Args:
+        cfg: a yaml config, or a Python one with a ``train`` section.
+        args: of the command line; what is missing in it counts as not given.
+
+    Raises:
+        OSError: nothing can be written to the output directory.
+        ValueError: an unknown precision.
+    """
+    import_user_modules(getattr(args, "imports", []))
+    output_dir = _setting(cfg, "OUTPUT_DIR", "train.output_dir", "")
+    rank = comm.get_rank()
+    if output_dir and comm.is_main_process():
+        _make_writable(output_dir)
+    comm.synchronize()
+    for name in ("fvcore", "detlab"):
+        setup_logger(output_dir or None, distributed_rank=rank, name=name)
+    logger.info(f"Rank of current process: {rank}. World size: {comm.get_world_size()}")
+    if comm.is_main_process():
+        _log_environment(cfg, args, output_dir)
+    seed = _setting(cfg, "SEED", "train.seed", -1)
+    seed_all_rng(None if seed < 0 else seed + rank)
+    # Evaluation sees images of many sizes, and timing kernels for each takes longer than it saves.
+    if not getattr(args, "eval_only", False):
+        torch.backends.cudnn.benchmark = _setting(cfg, "CUDNN_BENCHMARK", "train.cudnn_benchmark", False)
+    _set_matmul_precision(_setting(cfg, "FLOAT32_PRECISION", "train.float32_precision", ""))
+
+
+def _setting(cfg: CfgNode | DictConfig, yaml_key: str, lazy_key: str, default: Any) -> Any:
+    """A setting by the name it has in either kind of config."""
+    if isinstance(cfg, CfgNode):
+        return cfg.get(yaml_key, default)
+    from omegaconf import OmegaConf
+
+    value = OmegaConf.select(cfg, lazy_key)
+    return default if value is None else value
+
+
+def _make_writable(output_dir: str) -> None:
+    """Make a directory, and make sure before anything is computed that files can be written to it."""
+    try:
+        PathManager.mkdirs(output_dir)
+        if "://" not in output_dir:
+            tempfile.TemporaryFile(dir=output_dir).close()
+    except OSError as error:
+        raise OSError(
+            f"cannot write to the output directory {output_dir!r} ({error}); set OUTPUT_DIR to a directory that you "
+            "may write to and whose disk has room"
+        ) from error
+
+
+def _log_environment(cfg: CfgNode | DictConfig, args: argparse.Namespace, output_dir: str) -> None:
+    logger.info("Environment info:\n" + collect_env_info())
+    logger.info(f"Command line arguments: {args}")
+    text = cfg.dump() if isinstance(cfg, CfgNode) else LazyConfig.to_py(cfg)
+    logger.info(f"Running with full config:\n{text}")
+    if not output_dir:
+        return
+    path = os.path.join(output_dir, "config.yaml")
+    if getattr(args, "eval_only", False) and PathManager.isfile(path):
+        return
+    if isinstance(cfg, CfgNode):
+        with PathManager.open(path, "w") as file:
+            file.write(text)
+    else:
+        LazyConfig.save(cfg, path)
+    logger.info(f"Full config saved to {path}")
+
+
+def _set_matmul_precision(precision: str) -> None:
+    if not precision:
+        return
+    known = ("highest", "high", "medium")
+    if precision not in known:
+        raise ValueError(f"FLOAT32_PRECISION must be one of {known} or '', got {precision!r}")
+    torch.set_float32_matmul_precision(precision)
+
+
+def default_writers(output_dir: str, max_iter: int | None = None) -> list[EventWriter]:
+    """Writers to the console, to ``metrics.json``, and to TensorBoard where it is installed.
+
+    Args:
+        output_dir: for the files.
+        max_iter: iterations of the run, to estimate the time left.
+    """
+    PathManager.mkdirs(output_dir)
+    writers: list[EventWriter] = [
+        CommonMetricPrinter(max_iter),
+        JSONWriter(os.path.join(output_dir, "metrics.json")),
+    ]
+    if available("tensorboard"):
+        writers.append(TensorboardXWriter(output_dir))
+    return writers
+
+
+def create_ddp_model(model: nn.Module, *, fp16_compression: bool = False, **kwargs: Any) -> nn.Module:
+    """Wrap a model for a distributed run; with one process, give it back as it is.
+
+    Args:
+        model: on the device that this process uses.
+        fp16_compression: exchange gradients in half precision.
+        kwargs: for ``DistributedDataParallel``.
+    """
+    if comm.get_world_size() == 1:
+        return model
+    if "device_ids" not in kwargs and next(model.parameters()).device.type == "cuda":
+        kwargs["device_ids"] = [torch.cuda.current_device()]
+    wrapped = DistributedDataParallel(model, **kwargs)
+    if fp16_compression:
+        from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
+
+        wrapped.register_comm_hook(state=None, hook=fp16_compress_hook)
+    return wrapped
+
+
+def _without_ddp(model: nn.Module) -> nn.Module:
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+# -------------------------------------------------------------------------------------------------------- training
+
+
+class DefaultTrainer(TrainerBase):
+    """Training as a config describes it.
+
+    Override the ``build_*`` methods to change a part. A hook is added by ``register_hooks``, in ``build_hooks``, or
+    from outside through ``detlab.engine.hooks.HOOK_REGISTRY``.
+
+    Args:
+        cfg: a frozen copy is kept as ``self.cfg``; the one given is not changed.
+
+    Attributes:
+        cfg: the config in use, scaled to the number of processes (see :meth:`auto_scale_workers`).
+        checkpointer: saves and loads the model and the state of this trainer.
+        scheduler: of the learning rate.
+        start_iter, max_iter: the iterations to run.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        super().__init__()
+        if not logger.isEnabledFor(logging.INFO):
+            setup_logger()
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size()).clone()
+        cfg.freeze()
+        self.cfg = cfg
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        data_loader = self.build_train_loader(cfg)
+        model = create_ddp_model(model, broadcast_buffers=False)
+        self._trainer = self._build_step(model, data_loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        # A proxy, so that the trainer is freed when its owner drops it.
+        self.checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self._last_eval_results: Mapping[str, Any] | None = None
+        self.register_hooks(self.build_hooks())
+
+    def _build_step(self, model: nn.Module, data_loader: Iterable[Any], optimizer: torch.optim.Optimizer):
+        """The object whose ``run_step`` is a step of this trainer."""
+        if self.cfg.SOLVER.AMP.ENABLED:
+            step: SimpleTrainer = AMPTrainer(model, data_loader, optimizer, precision=_amp_precision(self.cfg))
+        else:
+            step = SimpleTrainer(model, data_loader, optimizer)
+        own = weakref.proxy(self)
+        step.register_hooks([hooks.CallbackHook(after_backward=lambda _: own.after_backward())])
+        return step
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that is trained, wrapped in a distributed run."""
+        return self._trainer.model
+
+    @property
+    def data_loader(self) -> Iterable[Any]:
+        """Where the batches come from."""
+        return self._trainer.data_loader
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """What changes the weights."""
+        return self._trainer.optimizer
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Go on from the last checkpoint in ``OUTPUT_DIR``, if ``resume`` and there is one; else load the weights.
+
+        In the first case everything comes from the checkpoint: weights, optimizer, schedule, iteration, random seeds,
+        position in the data. In the second, only the weights of ``MODEL.WEIGHTS``.
+        """
+        resumes = resume and self.checkpointer.has_checkpoint()
+        if not resume and self.checkpointer.has_checkpoint():
+            logger.warning(
+                f"{self.cfg.OUTPUT_DIR} has checkpoints of an earlier run, which this one will replace; "
+                "to go on with that run instead, add --resume"
+            )
+        # Loading the state of the trainer sets the iteration that was done when it was saved.
+        self.iter = -1
+        self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+        if resumes and self.iter < 0:
+            logger.warning("the last checkpoint holds no state of a trainer: its weights are used from iteration 0 on")
+        self.start_iter = self.iter + 1 if resumes else 0
+
+    def build_hooks(self) -> list[HookBase | None]:
+        """The hooks, in the order in which they run; each stands where it does for a reason."""
+        cfg = self.cfg
+        is_main = comm.is_main_process()
+        return [
+            # First, so that it measures steps and not hooks.
+            hooks.IterationTimer(),
+            hooks.LRScheduler(),
+            # Before checkpoints and evaluations, which are to see true statistics.
+            self._build_precise_bn() if cfg.TEST.PRECISE_BN.ENABLED else None,
+            # The user's; before checkpoints, which save their states.
+            *hooks.registered_hooks(hooks.HOOK_REGISTRY, self),
+            # Before the evaluation: should that fail, the checkpoint is there.
+            hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD) if is_main else None,
+            hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._test_and_remember),
+            *hooks.registered_hooks(hooks.EVALUATION_HOOK_REGISTRY, self),
+            # Last, so that what the others have put is written in the same iteration.
+            hooks.PeriodicWriter(self.build_writers(), period=20) if is_main else None,
+        ]
+
+    def _build_precise_bn(self) -> HookBase:
+        # Workers of a second loader would hold memory all through training for a few batches now and then.
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        cfg.DATALOADER.NUM_WORKERS = 0
+        cfg.freeze()
+        num_batches = cfg.TEST.PRECISE_BN.NUM_ITER
+        return hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, self.model, self.build_train_loader(cfg), num_batches)
+
+    def _test_and_remember(self) -> Mapping[str, Any] | None:
+        self._last_eval_results = self.test(self.cfg, self.model)
+        return self._last_eval_results
+
+    def build_writers(self) -> list[EventWriter]:
+        """What the metrics are written to; see :func:`default_writers`."""
+        return default_writers(self.cfg.OUTPUT_DIR, self.max_iter)
+
+    def train(self) -> Mapping[str, Any] | None:  # type: ignore[override]
+        """Run all iterations.
+
+        Returns:
+            On the main process the results of the last evaluation, if there was one.
+
+        Raises:
+            SystemExit: results are not as ``TEST.EXPECTED_RESULTS`` says.
+        """
+        super().train(self.start_iter, self.max_iter)
+        if not comm.is_main_process():
+            return None
+        if len(self.cfg.TEST.EXPECTED_RESULTS):
+            verify_results(self.cfg, self._last_eval_results or {})
+        return self._last_eval_results
+
+    def run_step(self) -> None:
+        """A step of the inner :class:`SimpleTrainer` or :class:`AMPTrainer`."""
+        self._trainer.iter = self.iter
+        self._trainer.run_step()
+
+    def after_train(self) -> None:
+        """Write the metrics that are left, then call the hooks."""
+        try:
+            if self.iter >= self.max_iter:
+                self._trainer.flush_metrics()
+        finally:
+            super().after_train()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The base's, with that of the inner trainer."""
+        return {**super().state_dict(), "_trainer": self._trainer.state_dict()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take back ``state_dict``."""
+        super().load_state_dict(state_dict)
+        self._trainer.load_state_dict(state_dict["_trainer"])
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """The model, on its device."""
+        model = build_model(cfg)
+        if comm.is_main_process():
+            logger.info(f"Model:\n{model}")
+        return model
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """See ``detlab.solver.build_optimizer``."""
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer):
+        """See ``detlab.solver.build_lr_scheduler``."""
+        return build_lr_scheduler(cfg, optimizer)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Iterable[Any]:
+        """An endless iterable of batches; see ``detlab.data.build_detection_train_loader``."""
+        return build_detection_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[Any]:
+        """An iterable over the batches of a data set; see ``detlab.data.build_detection_test_loader``."""
+        return build_detection_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator | list[DatasetEvaluator] | None:
+        """The evaluator that fits the kind of the data set; see ``detlab.evaluation.build.build_evaluator``."""
+        return build_evaluator(cfg, dataset_name)
+
+    @classmethod
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: DatasetEvaluator | Sequence[DatasetEvaluator] | None = None,
+    ) -> dict[str, Any]:
+        """Evaluate on each of ``cfg.DATASETS.TEST``; all ranks must call it.
+
+        Args:
+            cfg: the config.
+            model: as ``build_model`` gives it, perhaps wrapped for a distributed run.
+            evaluators: one for each data set; by default they are built.
+
+        Returns:
+            On the main process: task -> metric -> number, for several data sets in a dict under their names.
+        """
+        names = cfg.DATASETS.TEST
+        if evaluators is not None:
+            evaluators = [evaluators] if isinstance(evaluators, DatasetEvaluator) else list(evaluators)
+            if len(evaluators) != len(names):
+                raise ValueError(
+                    f"{len(evaluators)} evaluators for the {len(names)} data sets of DATASETS.TEST {names}"
+                )
+        results = {}
+        for position, name in enumerate(names):
+            loader = cls.build_test_loader(cfg, name)
+            evaluator = evaluators[position] if evaluators is not None else cls.build_evaluator(cfg, name)
+            results[name] = inference_on_dataset(_without_ddp(model), loader, evaluator)
+            if comm.is_main_process():
+                logger.info(f"Evaluation results for {name} in csv format:")
+                print_csv_format(results[name])
+        return next(iter(results.values())) if len(results) == 1 else results
+
+    @staticmethod
+    def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
+        """The config for another number of processes than ``SOLVER.REFERENCE_WORLD_SIZE``, which it was made for.
+
+        Batch size and learning rate grow with the number of processes; the lengths and periods of the schedule
+        shrink, so that as many images are seen (Goyal et al. 2017, "Accurate, Large Minibatch SGD").
+
+        Args:
+            cfg: given back itself if nothing changes: the reference is 0, or equals ``num_workers``.
+            num_workers: processes in this run.
+
+        Returns:
+            A frozen config whose ``REFERENCE_WORLD_SIZE`` is ``num_workers``, so that scaling twice does nothing.
+
+        Raises:
+            ValueError: the batch cannot be divided among the reference's processes.
+        """
+        reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
+        if reference in (0, num_workers):
+            return cfg
+        if cfg.SOLVER.IMS_PER_BATCH % reference:
+            raise ValueError(
+                f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is not a multiple of "
+                f"SOLVER.REFERENCE_WORLD_SIZE {reference}; set one of them so that it is"
+            )
+        factor = num_workers / reference
+        cfg = cfg.clone()
+        cfg.defrost()
+        solver = cfg.SOLVER
+        solver.IMS_PER_BATCH = solver.IMS_PER_BATCH // reference * num_workers
+        solver.BASE_LR *= factor
+        for key in ("MAX_ITER", "WARMUP_ITERS", "CHECKPOINT_PERIOD"):
+            solver[key] = round(solver[key] / factor)
+        solver.STEPS = tuple(round(step / factor) for step in solver.STEPS)
+        cfg.TEST.EVAL_PERIOD = round(cfg.TEST.EVAL_PERIOD / factor)
+        solver.REFERENCE_WORLD_SIZE = num_workers
+        cfg.freeze()
+        logger.info(
+            f"Config scaled from {reference} to {num_workers} processes: batch size {solver.IMS_PER_BATCH}, "
+            f"learning rate {solver.BASE_LR}, max_iter {solver.MAX_ITER}, warm-up {solver.WARMUP_ITERS}, "
+            f"steps {solver.STEPS}"
+        )
+        return cfg
+
+
+def _amp_precision(cfg: CfgNode) -> torch.dtype:
+    known = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+    name = cfg.SOLVER.AMP.PRECISION or ("bfloat16" if torch.device(cfg.MODEL.DEVICE).type == "cpu" else "float16")
+    if name not in known:
+        raise ValueError(f"SOLVER.AMP.PRECISION must be one of {sorted(known)} or '', got {name!r}")
+    return known[name]
+
+
+def evaluate_only(cfg: CfgNode, resume: bool = False, trainer_class: type[DefaultTrainer] = DefaultTrainer):
+    """Evaluate ``MODEL.WEIGHTS``, or the last checkpoint of ``OUTPUT_DIR`` if ``resume``, without training.
+
+    Returns:
+        The results, see :meth:`DefaultTrainer.test`.
+
+    Raises:
+        ValueError: ``DATASETS.TEST`` is empty.
+        SystemExit: results are not as ``TEST.EXPECTED_RESULTS`` says.
+    """
+    if not cfg.DATASETS.TEST:
+        raise ValueError("there is nothing to evaluate on: DATASETS.TEST is empty; name a registered data set in it")
+    model = trainer_class.build_model(cfg)
+    checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR)
+    if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
+        logger.warning(
+            "evaluating random weights: MODEL.WEIGHTS is empty; set it to a checkpoint, or add --resume to take the "
+            f"last one of {cfg.OUTPUT_DIR}"
+        )
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    results = trainer_class.test(cfg, model)
+    if comm.is_main_process():
+        verify_results(cfg, results)
+    return results
+
+
+# ------------------------------------------------------------------------------------------------------- inference
+
+
+class DefaultPredictor:
+    """Detection in one image at a time, as a config describes it, with ``MODEL.WEIGHTS`` loaded.
+
+    For many images, or for speed, call the model with batches instead.
+
+    Args:
+        cfg: kept as a frozen copy.
+
+    Attributes:
+        metadata: of the first data set of ``DATASETS.TEST``, for drawing; only there if that is not empty.
+
+    Example::
+
+        predictor = DefaultPredictor(cfg)
+        outputs = predictor(cv2.imread("image.jpg"))
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self.cfg = cfg.clone()
+        self.cfg.freeze()
+        if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
+            raise ValueError(f"DefaultPredictor handles INPUT.FORMAT 'RGB' and 'BGR', got {cfg.INPUT.FORMAT!r}")
+        self.input_format = cfg.INPUT.FORMAT
+        self.model = build_model(self.cfg)
+        self.model.eval()
+        if len(cfg.DATASETS.TEST):
+            self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
+        DetectionCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
+        shortest = cfg.INPUT.MIN_SIZE_TEST
+        self.aug = ResizeShortestEdge([shortest, shortest], cfg.INPUT.MAX_SIZE_TEST)
+
+    def __call__(self, original_image: np.ndarray) -> dict[str, Any]:
+        """Detect.
+
+        Args:
+            original_image: (H, W, 3) array of BGR pixels, as ``cv2.imread`` gives them.
+
+        Returns:
+            The model's outputs for this image, such as ``{"instances": Instances}``, in the image's coordinates.
+
+        Raises:
+            TypeError: no array was given.
+            ValueError: an array of another shape.
+        """
+        if not isinstance(original_image, np.ndarray):
+            raise TypeError(
+                f"DefaultPredictor needs an (H, W, 3) numpy array, got {type(original_image).__name__}"
+                + (" (cv2.imread gives None for a file that it cannot read)" if original_image is None else "")
+            )
+        if original_image.ndim != 3 or original_image.shape[2] != 3 or 0 in original_image.shape:
+            raise ValueError(f"DefaultPredictor needs an (H, W, 3) BGR image, got shape {original_image.shape}")
+        height, width = original_image.shape[:2]
+        image = original_image[:, :, ::-1] if self.input_format == "RGB" else original_image
+        resized = self.aug.get_transform(image).apply_image(image)
+        pixels = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1), dtype=np.float32))
+        with torch.no_grad():
+            return self.model([{"image": pixels, "height": height, "width": width}])[0]
