@@ -1,0 +1,22 @@
+"""Loaders of the public datasets' formats, and the functions that register a dataset in one of them."""
+
+from detlab.data.datasets import builtin
+from detlab.data.datasets.coco import convert_to_coco_json, load_coco_json, load_sem_seg, register_coco_instances
+from detlab.data.datasets.coco_panoptic import register_coco_panoptic, register_coco_panoptic_separated
+from detlab.data.datasets.lvis import get_lvis_instances_meta, load_lvis_json, register_lvis_instances
+from detlab.data.datasets.pascal_voc import load_voc_instances, register_pascal_voc
+
+__all__ = [
+    "builtin",
+    "convert_to_coco_json",
+    "get_lvis_instances_meta",
+    "load_coco_json",
+    "load_lvis_json",
+    "load_sem_seg",
+    "load_voc_instances",
+    "register_coco_instances",
+    "register_coco_panoptic",
+    "register_coco_panoptic_separated",
+    "register_lvis_instances",
+    "register_pascal_voc",
+]
