@@ -44,7 +44,7 @@ def _encode(text: str, encoding: str) -> bytes:
     return text.encode("latin-1")
 
 
-_reconstruct = np.zeros(0).__reduce__()[0]
+_reconstruct: Any = np.zeros(0).__reduce__()[0]
 
 # What numpy's own pickles name, to what may stand for it. The module is called numpy.core up to numpy 1.
 _ARRAY_MAKERS: dict[str, Callable] = {
@@ -55,13 +55,12 @@ _ARRAY_MAKERS: dict[str, Callable] = {
 _DTYPE_CLASSES: dict[str, type] = {
     f"numpy.dtypes.{name}": getattr(np.dtypes, name) for name in np.dtypes.__all__ if name != "ObjectDType"
 }
+_BUILTINS: dict[str, type] = {
+    f"{module}.{kind.__name__}": kind for module in ("builtins", "__builtin__") for kind in (set, frozenset, bytearray)
+}
 _ALLOWED: dict[str, Any] = {
     "collections.OrderedDict": collections.OrderedDict,
-    **{
-        f"{builtins_name}.{kind.__name__}": kind
-        for builtins_name in ("builtins", "__builtin__")
-        for kind in (set, frozenset, bytearray)
-    },
+    **_BUILTINS,
     "_codecs.encode": _encode,
     "numpy.ndarray": np.ndarray,
     "numpy.dtype": np.dtype,

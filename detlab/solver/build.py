@@ -261,6 +261,10 @@ def _step_with_fixed_gamma(solver: CfgNode) -> ParamScheduler:
 
 
 def _falling(gamma: float, steps: list[int], max_iter: int) -> ParamScheduler:
+    if any(step <= previous for previous, step in zip([0, *steps], steps)):
+        raise ValueError(
+            f"the learning rate cannot fall at iterations {steps} (SOLVER.STEPS): they must rise from 1 on"
+        )
     values = [gamma**level for level in range(len(steps) + 1)]
     return MultiStepParamScheduler(values, milestones=steps, num_updates=max_iter)
 

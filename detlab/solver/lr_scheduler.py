@@ -124,7 +124,7 @@ class WarmupMultiStepLR(LRScheduler):
     def get_lr(self) -> list[float]:
         """The learning rate of each parameter group at the current iteration."""
         factor = self._warmup(self.last_epoch) * self.gamma ** bisect_right(self.milestones, self.last_epoch)
-        return [base_lr * factor for base_lr in self.base_lrs]
+        return [float(base_lr * factor) for base_lr in self.base_lrs]
 
 
 class WarmupCosineLR(LRScheduler):
@@ -156,7 +156,7 @@ class WarmupCosineLR(LRScheduler):
         """The learning rate of each parameter group at the current iteration."""
         where = min(self.last_epoch / self.max_iters, 1.0)
         factor = self._warmup(self.last_epoch) * 0.5 * (1.0 + math.cos(math.pi * where))
-        return [base_lr * factor for base_lr in self.base_lrs]
+        return [float(base_lr * factor) for base_lr in self.base_lrs]
 
 
 class _IterationWarmup:

@@ -61,7 +61,9 @@ def log_scalar(name: str, value: float | Tensor) -> None:
 def log_scalars(**values: float | Tensor) -> None:
     """Puts scalars into the open storage; does nothing when none is open."""
     if _open_storages:
-        _open_storages[-1].put_scalars(**values)
+        storage = _open_storages[-1]
+        for name, value in values.items():
+            storage.put_scalar(name, value)
 
 
 class _PutScalar(NamedTuple):
@@ -115,7 +117,7 @@ class EventStorage:
             # A copy, since the caller may go on to write into its tensor.
             value = value.detach().reshape(()).clone()
         else:
-            value = float(value)
+            value = value.item() if isinstance(value, Tensor) else float(value)
         self._unread.append(_PutScalar(name, value, self._iter if cur_iter is None else cur_iter))
         if len(self._unread) >= MAX_UNREAD_SCALARS:
             self._read_all()
@@ -142,8 +144,9 @@ class EventStorage:
             for position, value in zip(positions, fetched):
                 values[position] = value
         for (name, _, iteration), value in zip(unread, values):
-            self._history[name].update(value, iteration)
-            self._latest[name] = (value, iteration)
+            number = float(value)
+            self._history[name].update(number, iteration)
+            self._latest[name] = (number, iteration)
 
     def put_image(self, img_name: str, img_tensor: Any) -> None:
         """Keeps an image for the writers.

@@ -25,7 +25,7 @@ class PicklableWrapper:
 
     def __init__(self, obj: Any):
         # Wrapping twice would only add a layer to every call.
-        self._obj = obj._obj if isinstance(obj, PicklableWrapper) else obj
+        self._obj: Any = obj._obj if isinstance(obj, PicklableWrapper) else obj
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._obj(*args, **kwargs)
