@@ -1,0 +1,365 @@
+"""The one door to the operators.
+
+Every operator is ``torch.ops.detlab.<name>``. Its schema, its shape rule (fake kernel) and its gradient stand here; the
+kernels of the compiled library serve the devices it was built for, ``_ops_plain`` all others. The library is looked for
+when a kernel is first needed, never on import.
+
+Shapes: N images, C channels, L levels, R regions, B boxes, h x w bins of a region, M x M cells of a mask.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from detlab.layers import _ops_library, _ops_plain
+
+__all__ = [
+    "backend",
+    "batched_nms",
+    "batched_nms_rotated",
+    "box_iou_rotated",
+    "nms",
+    "nms_fixed",
+    "nms_rotated",
+    "paste_masks",
+    "report",
+    "roi_align",
+    "roi_align_levels",
+    "roi_align_rotated",
+]
+
+SCHEMAS = {
+    "roi_align_levels": "(Tensor[] features, Tensor rois, Tensor? levels, int[] output_size, float[] scales, "
+    "int sampling_ratio, bool aligned) -> Tensor",
+    "roi_align_levels_backward": "(Tensor grad, Tensor[] features, Tensor rois, Tensor? levels, int[] output_size, "
+    "float[] scales, int sampling_ratio, bool aligned) -> Tensor[]",
+    "roi_align_rotated": "(Tensor input, Tensor rois, int[] output_size, float spatial_scale, int sampling_ratio) "
+    "-> Tensor",
+    "roi_align_rotated_backward": "(Tensor grad, Tensor input, Tensor rois, int[] output_size, float spatial_scale, "
+    "int sampling_ratio) -> Tensor",
+    "nms": "(Tensor boxes, Tensor scores, Tensor? classes, float iou_threshold) -> Tensor",
+    "nms_rotated": "(Tensor boxes, Tensor scores, Tensor? classes, float iou_threshold) -> Tensor",
+    "nms_fixed": "(Tensor boxes, Tensor scores, Tensor classes, float iou_threshold, SymInt max_output) "
+    "-> (Tensor indices, Tensor counts)",
+    "box_iou_rotated": "(Tensor boxes1, Tensor boxes2) -> Tensor",
+    "paste_masks": "(Tensor masks, Tensor boxes, SymInt height, SymInt width, float threshold) -> Tensor",
+}
+
+
+def roi_align(
+    input: Tensor,
+    rois: Tensor,
+    output_size: Sequence[int],
+    spatial_scale: float,
+    sampling_ratio: int,
+    aligned: bool,
+) -> Tensor:
+    """Average of bilinear samples in each bin of each region (He et al., Mask R-CNN, 2017).
+
+    Args:
+        input: (N, C, H, W), any memory format.
+        rois: (R, 5), each the index of its image and x1 y1 x2 y2 in pixels.
+        output_size: (h, w).
+        spatial_scale: cells per pixel.
+        sampling_ratio: samples per bin and axis; 0 takes ``ceil(region size / bins)``.
+        aligned: cell (0, 0) has its center at (0.5, 0.5). Otherwise regions sit half a cell off and are at least one
+            cell in size.
+
+    Returns:
+        (R, C, h, w). A sample more than one cell outside the map counts as 0.
+
+    Raises:
+        ValueError: for shapes or devices that do not fit together.
+        TypeError: for numbers that are not floating point.
+    """
+    return roi_align_levels([input], rois, None, output_size, [spatial_scale], sampling_ratio, aligned)
+
+
+def roi_align_levels(
+    features: Sequence[Tensor],
+    rois: Tensor,
+    levels: Tensor | None,
+    output_size: Sequence[int],
+    scales: Sequence[float],
+    sampling_ratio: int,
+    aligned: bool,
+) -> Tensor:
+    """:func:`roi_align` where each region reads the feature level given for it.
+
+    Args:
+        features: L maps (N, C, Hl, Wl) of one type.
+        rois: (R, 5), each the index of its image and x1 y1 x2 y2 in pixels.
+        levels: (R,) int64, in [0, L); None with a single level.
+        output_size: (h, w).
+        scales: of each level, its cells per pixel.
+        sampling_ratio: samples per bin and axis; 0 takes ``ceil(region size / bins)``.
+        aligned: as for :func:`roi_align`.
+
+    Returns:
+        (R, C, h, w).
+    """
+    if len(features) == 0 or len(features) != len(scales):
+        raise ValueError(f"{len(features)} feature levels but {len(scales)} scales; give one scale for each level")
+    if levels is None and len(features) > 1:
+        raise ValueError(f"regions on {len(features)} feature levels need 'levels', the level of each")
+    for feature in features:
+        _check("features", feature, ("N", "C", "H", "W"), like=features[0])
+    _check("rois", rois, ("R", 5), near=features[0])
+    _check_output_size(output_size)
+    if levels is not None:
+        _check_integers("levels", levels, rois.shape[:1], near=rois)
+    return torch.ops.detlab.roi_align_levels(
+        list(features), rois, levels, list(output_size), list(scales), sampling_ratio, aligned
+    )
+
+
+def roi_align_rotated(
+    input: Tensor, rois: Tensor, output_size: Sequence[int], spatial_scale: float, sampling_ratio: int
+) -> Tensor:
+    """:func:`roi_align` (aligned) for rotated regions, whose bins are turned with them.
+
+    Args:
+        input: (N, C, H, W).
+        rois: (R, 6), each the index of its image, center x y, width, height in pixels, and the angle in degrees,
+            counter-clockwise.
+        output_size: (h, w).
+        spatial_scale: cells per pixel.
+        sampling_ratio: samples per bin and axis; 0 takes ``ceil(region size / bins)``.
+
+    Returns:
+        (R, C, h, w).
+    """
+    _check("input", input, ("N", "C", "H", "W"))
+    _check("rois", rois, ("R", 6), near=input)
+    _check_output_size(output_size)
+    return torch.ops.detlab.roi_align_rotated(input, rois, list(output_size), spatial_scale, sampling_ratio)
+
+
+def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    """Goes through boxes (B, 4) xyxy by decreasing score (B,) and drops those that overlap a kept one by more.
+
+    Returns:
+        The indices kept, int64, by decreasing score; of equal scores the first comes first.
+    """
+    _check_candidates(boxes, scores, None, 4)
+    return torch.ops.detlab.nms(boxes, scores, None, iou_threshold)
+
+
+def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
+    """:func:`nms` where boxes leave those with another value in ``idxs`` (B,) int64 alone."""
+    _check_candidates(boxes, scores, idxs, 4)
+    return torch.ops.detlab.nms(boxes, scores, idxs, iou_threshold)
+
+
+def nms_rotated(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    """:func:`nms` for rotated boxes (B, 5): center x y, width, height, angle in degrees, counter-clockwise."""
+    _check_candidates(boxes, scores, None, 5)
+    return torch.ops.detlab.nms_rotated(boxes, scores, None, iou_threshold)
+
+
+def batched_nms_rotated(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
+    """:func:`nms_rotated` where boxes leave those with another value in ``idxs`` (B,) int64 alone."""
+    _check_candidates(boxes, scores, idxs, 5)
+    return torch.ops.detlab.nms_rotated(boxes, scores, idxs, iou_threshold)
+
+
+def nms_fixed(
+    boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: float, max_output: int
+) -> tuple[Tensor, Tensor]:
+    """:func:`batched_nms` for a batch, with a result of known size and without waiting for the device.
+
+    Args:
+        boxes: (N, B, 4) xyxy.
+        scores: (N, B); -inf or NaN marks padding, which is never kept and suppresses nothing.
+        classes: (N, B) int64.
+        iou_threshold: a box that overlaps a better one of its class by more than this goes.
+        max_output: P, the number of boxes to keep at most.
+
+    Returns:
+        Indices (N, P) int64 into B by decreasing score, 0 past the count; and the counts (N,) int64.
+    """
+    _check("boxes", boxes, ("N", "B", 4))
+    _check("scores", scores, boxes.shape[:2], near=boxes)
+    _check_integers("classes", classes, boxes.shape[:2], near=boxes)
+    return torch.ops.detlab.nms_fixed(boxes, scores, classes, iou_threshold, max_output)
+
+
+def box_iou_rotated(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    """Exact IoU of every pair of rotated boxes: (N, 5) and (M, 5) as for :func:`nms_rotated` -> (N, M)."""
+    _check("boxes1", boxes1, ("N", 5))
+    _check("boxes2", boxes2, ("M", 5), like=boxes1)
+    return torch.ops.detlab.box_iou_rotated(boxes1, boxes2)
+
+
+def paste_masks(masks: Tensor, boxes: Tensor, image_size: Sequence[int], threshold: float) -> Tensor:
+    """Stretches masks over their boxes, bilinearly, in images that are empty elsewhere.
+
+    Args:
+        masks: (N, M, M) in [0, 1].
+        boxes: (N, 4) xyxy in pixels; the center of the first pixel is at (0.5, 0.5). A box without area gets nothing.
+        image_size: (height, width).
+        threshold: pixels at or above it are set; a negative one asks for the soft values.
+
+    Returns:
+        (N, height, width): bool, or uint8 in 0..255 for a negative threshold.
+    """
+    _check("masks", masks, ("N", "M", "M"))
+    _check("boxes", boxes, (masks.shape[0], 4), near=masks)
+    height, width = image_size
+    return torch.ops.detlab.paste_masks(masks, boxes, height, width, threshold)
+
+
+def backend() -> str:
+    """What serves tensors on the CPU: "compiled" or "torchvision"."""
+    return "compiled" if "cpu" in _ops_library.load().devices else "torchvision"
+
+
+def report() -> str:
+    """One sentence on which operators are in use, from where, and why."""
+    return _ops_library.load().explanation
+
+
+def _check(name: str, tensor: Tensor, shape: Sequence, near: Tensor | None = None, like: Tensor | None = None) -> None:
+    """``shape`` holds a number where the size is known; the tensor must be on the device of ``near`` or ``like``."""
+    _check_shape(name, tensor, shape)
+    if not tensor.is_floating_point():
+        raise TypeError(f"'{name}' must hold floating-point numbers, got {tensor.dtype}; convert it with .float()")
+    other = near if near is not None else like
+    if other is not None and tensor.device != other.device:
+        raise ValueError(f"'{name}' is on {tensor.device}, the other tensors on {other.device}; move them together")
+    if like is not None and tensor.dtype != like.dtype:
+        raise TypeError(f"'{name}' mixes {tensor.dtype} and {like.dtype}; convert to one type")
+
+
+def _check_shape(name: str, tensor: Tensor, shape: Sequence) -> None:
+    fits = tensor.dim() == len(shape) and all(
+        isinstance(wanted, str) or wanted == size for wanted, size in zip(shape, tensor.shape)
+    )
+    if not fits:
+        wanted_text = ", ".join(str(size) for size in shape)
+        raise ValueError(f"'{name}' must have the shape ({wanted_text}), got {tuple(tensor.shape)}")
+
+
+def _check_integers(name: str, tensor: Tensor, shape: Sequence, near: Tensor) -> None:
+    _check_shape(name, tensor, shape)
+    if tensor.dtype != torch.int64:
+        raise TypeError(f"'{name}' must hold int64, got {tensor.dtype}; convert it with .long()")
+    if tensor.device != near.device:
+        raise ValueError(f"'{name}' is on {tensor.device}, the other tensors on {near.device}; move them together")
+
+
+def _check_candidates(boxes: Tensor, scores: Tensor, classes: Tensor | None, box_size: int) -> None:
+    _check("boxes", boxes, ("B", box_size))
+    _check("scores", scores, boxes.shape[:1], near=boxes)
+    if classes is not None:
+        _check_integers("idxs", classes, boxes.shape[:1], near=boxes)
+
+
+def _check_output_size(output_size: Sequence[int]) -> None:
+    if len(output_size) != 2 or min(output_size) < 1:
+        raise ValueError(f"output_size must be a positive height and width, got {tuple(output_size)}")
+
+
+def _fake_roi_align_levels(features, rois, levels, output_size, scales, sampling_ratio, aligned):
+    return features[0].new_empty((rois.shape[0], features[0].shape[1], *output_size))
+
+
+def _fake_roi_align_levels_backward(grad, features, rois, levels, output_size, scales, sampling_ratio, aligned):
+    return [torch.empty_like(feature) for feature in features]
+
+
+def _fake_roi_align_rotated(input, rois, output_size, spatial_scale, sampling_ratio):
+    return input.new_empty((rois.shape[0], input.shape[1], *output_size))
+
+
+def _fake_roi_align_rotated_backward(grad, input, rois, output_size, spatial_scale, sampling_ratio):
+    return torch.empty_like(input)
+
+
+def _fake_nms(boxes, scores, classes, iou_threshold):
+    num_kept = torch.library.get_ctx().new_dynamic_size()
+    return boxes.new_empty((num_kept,), dtype=torch.int64)
+
+
+def _fake_nms_fixed(boxes, scores, classes, iou_threshold, max_output):
+    indices = boxes.new_empty((boxes.shape[0], max_output), dtype=torch.int64)
+    return indices, boxes.new_empty((boxes.shape[0],), dtype=torch.int64)
+
+
+def _fake_box_iou_rotated(boxes1, boxes2):
+    wide = torch.float64 if boxes1.dtype == torch.float64 else torch.float32
+    return boxes1.new_empty((boxes1.shape[0], boxes2.shape[0]), dtype=wide)
+
+
+def _fake_paste_masks(masks, boxes, height, width, threshold):
+    return masks.new_empty((masks.shape[0], height, width), dtype=torch.bool if threshold >= 0 else torch.uint8)
+
+
+FAKE_KERNELS = {
+    "roi_align_levels": _fake_roi_align_levels,
+    "roi_align_levels_backward": _fake_roi_align_levels_backward,
+    "roi_align_rotated": _fake_roi_align_rotated,
+    "roi_align_rotated_backward": _fake_roi_align_rotated_backward,
+    "nms": _fake_nms,
+    "nms_rotated": _fake_nms,
+    "nms_fixed": _fake_nms_fixed,
+    "box_iou_rotated": _fake_box_iou_rotated,
+    "paste_masks": _fake_paste_masks,
+}
+
+
+def _save_levels(ctx, inputs, output) -> None:
+    features, rois, levels, *ctx.settings = inputs
+    ctx.save_for_backward(rois, levels, *features)
+
+
+def _grad_of_levels(ctx, grad):
+    rois, levels, *features = ctx.saved_tensors
+    grads = torch.ops.detlab.roi_align_levels_backward(grad, features, rois, levels, *ctx.settings)
+    return grads, None, None, None, None, None, None
+
+
+def _save_rotated(ctx, inputs, output) -> None:
+    input, rois, *ctx.settings = inputs
+    ctx.save_for_backward(input, rois)
+
+
+def _grad_of_rotated(ctx, grad):
+    input, rois = ctx.saved_tensors
+    return torch.ops.detlab.roi_align_rotated_backward(grad, input, rois, *ctx.settings), None, None, None, None
+
+
+def _plain_kernel(name: str) -> Callable:
+    """The plain kernel, which first looks for the library: the operator's first use on a device comes by here."""
+    plain = getattr(_ops_plain, name)
+
+    @functools.wraps(plain)
+    def kernel(*args):
+        first = args[0][0] if isinstance(args[0], (list, tuple)) else args[0]
+        if first.device.type in _ops_library.load().devices:
+            return getattr(torch.ops.detlab, name)(*args)
+        return plain(*args)
+
+    return kernel
+
+
+def _register() -> torch.library.Library:
+    library = torch.library.Library("detlab", "FRAGMENT")
+    for name, schema in SCHEMAS.items():
+        library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+        library.impl(name, _plain_kernel(name), "CompositeExplicitAutograd")
+        torch.library.register_fake(f"detlab::{name}", FAKE_KERNELS[name], lib=library)
+    for name, backward, setup in (
+        ("roi_align_levels", _grad_of_levels, _save_levels),
+        ("roi_align_rotated", _grad_of_rotated, _save_rotated),
+    ):
+        torch.library.register_autograd(f"detlab::{name}", backward, setup_context=setup, lib=library)
+    return library
+
+
+# Kept alive: the registrations end with this object.
+_LIBRARY = _register()

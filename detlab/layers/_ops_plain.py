@@ -1,0 +1,300 @@
+"""The operators in plain PyTorch and torchvision: what runs where the compiled library has no kernel.
+
+Each function takes exactly the arguments of the operator of its name in ``_ops.SCHEMAS``.
+
+Shapes: N images, C channels, H x W cells, R regions, B boxes, h x w bins of a region, S samples of a bin,
+M x M cells of a mask.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Pairs of rotated boxes, and pixels of masks, handled at once: bounds the memory of the intermediates.
+PAIRS_PER_CHUNK = 1 << 20
+PIXELS_PER_CHUNK = 1 << 24
+
+
+def roi_align_levels(
+    features: list[Tensor],
+    rois: Tensor,
+    levels: Tensor | None,
+    output_size: list[int],
+    scales: list[float],
+    sampling_ratio: int,
+    aligned: bool,
+) -> Tensor:
+    kernel = _torchvision().roi_align
+    shape = (len(rois), features[0].shape[1], *output_size)
+    pooled = torch.zeros(shape, dtype=features[0].dtype, device=features[0].device)
+    for level, (feature, scale) in enumerate(zip(features, scales)):
+        rows = _rows_of_level(rois, levels, level)
+        wide = feature.to(_wide(feature.dtype))
+        pooled[rows] = kernel(wide, rois[rows].to(wide.dtype), scale, *output_size, sampling_ratio, aligned).to(
+            feature.dtype
+        )
+    return pooled
+
+
+def roi_align_levels_backward(
+    grad: Tensor,
+    features: list[Tensor],
+    rois: Tensor,
+    levels: Tensor | None,
+    output_size: list[int],
+    scales: list[float],
+    sampling_ratio: int,
+    aligned: bool,
+) -> list[Tensor]:
+    kernel = _torchvision()._roi_align_backward
+    wide = grad.to(_wide(grad.dtype)).contiguous()
+    grads = []
+    for level, (feature, scale) in enumerate(zip(features, scales)):
+        rows = _rows_of_level(rois, levels, level)
+        result = torch.empty_like(feature)
+        result.copy_(
+            kernel(
+                wide[rows], rois[rows].to(wide.dtype), scale, *output_size, *feature.shape, sampling_ratio, aligned
+            )  # fmt: skip
+        )
+        grads.append(result)
+    return grads
+
+
+def _torchvision():
+    import torchvision  # noqa: F401  registers its operators
+
+    return torch.ops.torchvision
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """The type to compute in: half precision is too coarse for coordinates and sums."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _rows_of_level(rois: Tensor, levels: Tensor | None, level: int) -> Tensor:
+    if levels is None:
+        return torch.arange(len(rois), device=rois.device)
+    return (levels == level).nonzero().squeeze(1)
+
+
+def nms(boxes: Tensor, scores: Tensor, classes: Tensor | None, iou_threshold: float) -> Tensor:
+    wide = _wide(boxes.dtype)
+    return _suppress_by_class(boxes.to(wide), scores, classes, iou_threshold, _nms_of_one_class)
+
+
+def nms_rotated(boxes: Tensor, scores: Tensor, classes: Tensor | None, iou_threshold: float) -> Tensor:
+    return _suppress_by_class(boxes, scores, classes, iou_threshold, _nms_rotated_of_one_class)
+
+
+def _suppress_by_class(boxes: Tensor, scores: Tensor, classes: Tensor | None, iou_threshold: float, suppress):
+    """Sorts once, applies ``suppress`` to each class's boxes in that order, returns what is kept in that order."""
+    order = scores.argsort(descending=True, stable=True)
+    boxes = boxes[order]
+    if classes is None:
+        return order[suppress(boxes, iou_threshold)]
+    classes = classes[order]
+    is_kept = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
+    for value in classes.unique():
+        rows = (classes == value).nonzero().squeeze(1)
+        is_kept[rows[suppress(boxes[rows], iou_threshold)]] = True
+    return order[is_kept]
+
+
+def _nms_of_one_class(boxes: Tensor, iou_threshold: float) -> Tensor:
+    ranks = torch.arange(len(boxes), 0, -1, dtype=boxes.dtype, device=boxes.device)
+    return _torchvision().nms(boxes, ranks, iou_threshold)
+
+
+def _nms_rotated_of_one_class(boxes: Tensor, iou_threshold: float) -> Tensor:
+    overlaps = (box_iou_rotated(boxes, boxes) > iou_threshold).cpu().numpy()
+    alive = torch.ones(len(boxes), dtype=torch.bool).numpy()
+    for row, overlapped in enumerate(overlaps):
+        if alive[row]:
+            alive[row + 1 :] &= ~overlapped[row + 1 :]
+    return torch.from_numpy(alive).nonzero().squeeze(1).to(boxes.device)
+
+
+def nms_fixed(
+    boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: float, max_output: int
+) -> tuple[Tensor, Tensor]:
+    indices = torch.zeros((len(boxes), max_output), dtype=torch.int64, device=boxes.device)
+    counts = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
+    for image in range(len(boxes)):
+        rows = (scores[image] > -math.inf).nonzero().squeeze(1)
+        kept = rows[nms(boxes[image, rows], scores[image, rows], classes[image, rows], iou_threshold)][:max_output]
+        indices[image, : len(kept)] = kept
+        counts[image] = len(kept)
+    return indices, counts
+
+
+def box_iou_rotated(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    wide1, wide2 = boxes1.double(), boxes2.double()
+    ious = torch.empty((len(boxes1), len(boxes2)), dtype=_wide(boxes1.dtype), device=boxes1.device)
+    if ious.numel() == 0:
+        return ious
+    rows_per_chunk = max(PAIRS_PER_CHUNK // len(boxes2), 1)
+    areas2 = wide2[:, 2] * wide2[:, 3]
+    for start in range(0, len(boxes1), rows_per_chunk):
+        rows = wide1[start : start + rows_per_chunk]
+        overlap = _rotated_intersection(rows[:, None], wide2[None])
+        union = (rows[:, 2] * rows[:, 3])[:, None] + areas2 - overlap
+        positive = (overlap > 0) & (union > 0)
+        ious[start : start + rows_per_chunk] = torch.where(positive, overlap / union, 0.0)
+    return ious
+
+
+def _rotated_intersection(a: Tensor, b: Tensor) -> Tensor:
+    """Area common to rotated boxes ``a`` (N, 1, 5) and ``b`` (1, M, 5) -> (N, M).
+
+    In the frame of ``a``, where it is axis-aligned, the area under an edge of ``b``, cut to ``a``, has a closed form;
+    summed with sign around ``b`` it gives the common area (Green's theorem), with no polygon to build or sort.
+    """
+    half_w, half_h = a[..., 2] / 2, a[..., 3] / 2
+    xs, ys = _corners_in_frame(a, b)
+    signed_area = torch.zeros_like(xs[0])
+    for first, second in ((0, 1), (1, 2), (2, 3), (3, 0)):
+        signed_area += _area_under_edge(xs[first], ys[first], xs[second], ys[second], half_w, half_h)
+    return signed_area.abs()
+
+
+def _corners_in_frame(a: Tensor, b: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """The corners of ``b``, in order around it, in coordinates along the width and height of ``a``."""
+    turn_a, turn_b = torch.deg2rad(a[..., 4]), torch.deg2rad(b[..., 4])
+    dx, dy = b[..., 0] - a[..., 0], b[..., 1] - a[..., 1]
+    # Angles are counter-clockwise as seen, in coordinates whose y points down.
+    center_x = dx * turn_a.cos() - dy * turn_a.sin()
+    center_y = dx * turn_a.sin() + dy * turn_a.cos()
+    cos, sin = (turn_b - turn_a).cos(), (turn_b - turn_a).sin()
+    along_x, along_y = b[..., 2] / 2 * cos, -b[..., 2] / 2 * sin
+    across_x, across_y = b[..., 3] / 2 * sin, b[..., 3] / 2 * cos
+    signs = ((1, 1), (-1, 1), (-1, -1), (1, -1))
+    xs = [center_x + s * along_x + t * across_x for s, t in signs]
+    ys = [center_y + s * along_y + t * across_y for s, t in signs]
+    return xs, ys
+
+
+def _area_under_edge(x0: Tensor, y0: Tensor, x1: Tensor, y1: Tensor, half_w: Tensor, half_h: Tensor) -> Tensor:
+    """Signed area between the edge and the side ``y = -half_h`` of the axis-aligned box, inside that box."""
+    left, right = torch.minimum(torch.maximum(x0, -half_w), half_w), torch.minimum(torch.maximum(x1, -half_w), half_w)
+    dx = x1 - x0
+    slope = torch.where(dx != 0, (y1 - y0) / dx, 0.0)
+    # Heights over the lower side where the edge enters and leaves the box's columns.
+    low, high = y0 + (left - x0) * slope + half_h, y0 + (right - x0) * slope + half_h
+    low, high = torch.minimum(low, high), torch.maximum(low, high)
+    rise = (high - low).clamp(min=torch.finfo(low.dtype).tiny)
+    full = 2 * half_h
+    from_bottom = ((-low) / rise).clamp(0, 1)  # share of the edge below the box
+    from_top = ((full - low) / rise).clamp(0, 1)  # share below the box's upper side
+    middle = (low.clamp(min=0).minimum(full) + high.clamp(min=0).minimum(full)) / 2
+    mean_height = (from_top - from_bottom) * middle + (1 - from_top) * full
+    return (right - left) * mean_height
+
+
+def roi_align_rotated(
+    input: Tensor, rois: Tensor, output_size: list[int], spatial_scale: float, sampling_ratio: int
+) -> Tensor:
+    wide = _wide(input.dtype)
+    cells = input.to(wide).flatten(2).transpose(1, 2).flatten(0, 1)  # (N * H * W, C)
+    pooled = torch.zeros((len(rois), input.shape[1], *output_size), dtype=input.dtype, device=input.device)
+    for rows, samples, index, weight in _rotated_samples(
+        rois.to(wide), input.shape, output_size, spatial_scale, sampling_ratio
+    ):
+        values = (cells[index] * weight[..., None]).view(len(rows), -1, samples, input.shape[1]).sum(dim=2)
+        pooled[rows] = values.transpose(1, 2).unflatten(2, output_size).to(input.dtype)
+    return pooled
+
+
+def roi_align_rotated_backward(
+    grad: Tensor, input: Tensor, rois: Tensor, output_size: list[int], spatial_scale: float, sampling_ratio: int
+) -> Tensor:
+    wide = _wide(input.dtype)
+    n, channels, height, width = input.shape
+    cells = torch.zeros((n * height * width, channels), dtype=wide, device=input.device)
+    grad = grad.to(wide).flatten(2).transpose(1, 2)  # (R, h * w, C)
+    for rows, samples, index, weight in _rotated_samples(
+        rois.to(wide), input.shape, output_size, spatial_scale, sampling_ratio
+    ):
+        spread = grad[rows].repeat_interleave(samples, dim=1) * weight[..., None]
+        cells.index_add_(0, index.flatten(), spread.flatten(0, 1))
+    result = torch.empty_like(input)
+    return result.copy_(cells.view(n, height, width, channels).permute(0, 3, 1, 2))
+
+
+def _rotated_samples(rois: Tensor, input_shape, output_size: list[int], spatial_scale: float, sampling_ratio: int):
+    """What each bin reads, for groups of regions with equally many samples.
+
+    Yields:
+        The group's regions (G,), the number of cells S a bin reads, the flat indices of the cells (G, h * w * S), and
+        their weights, which sum to 1 in a bin that lies inside the map.
+    """
+    _, _, height, width = input_shape
+    bins_h, bins_w = output_size
+    geometry = rois[:, 1:5] * spatial_scale
+    center_x, center_y = geometry[:, 0] - 0.5, geometry[:, 1] - 0.5
+    turn = torch.deg2rad(rois[:, 5])
+    if sampling_ratio > 0:
+        grids = torch.full((len(rois), 2), sampling_ratio, device=rois.device)
+    else:
+        grids = torch.stack(((geometry[:, 3] / bins_h).ceil(), (geometry[:, 2] / bins_w).ceil()), dim=1).long()
+        grids = grids.clamp(min=1)
+    for grid_h, grid_w in torch.unique(grids, dim=0).tolist():
+        rows = (grids == grids.new_tensor([grid_h, grid_w])).all(dim=1).nonzero().squeeze(1)
+        along = _sample_offsets(bins_w, grid_w, geometry[rows, 2])[:, None, :, None, :]
+        across = _sample_offsets(bins_h, grid_h, geometry[rows, 3])[:, :, None, :, None]
+        cos, sin = turn[rows].cos().view(-1, 1, 1, 1, 1), turn[rows].sin().view(-1, 1, 1, 1, 1)
+        y = across * cos - along * sin + center_y[rows].view(-1, 1, 1, 1, 1)
+        x = across * sin + along * cos + center_x[rows].view(-1, 1, 1, 1, 1)
+        inside = (y >= -1) & (y <= height) & (x >= -1) & (x <= width)
+        first_row = rois[rows, 0].long().view(-1, 1, 1, 1, 1) * height
+        indices, weights = [], []
+        for cell_y, weight_y in _neighbours(y, height):
+            for cell_x, weight_x in _neighbours(x, width):
+                indices.append((first_row + cell_y) * width + cell_x)
+                weights.append(weight_y * weight_x * inside / (grid_h * grid_w))
+        index = torch.stack(indices, dim=-1).flatten(1)
+        weight = torch.stack(weights, dim=-1).flatten(1)
+        yield rows, 4 * grid_h * grid_w, index, weight
+
+
+def _sample_offsets(bins: int, grid: int, size: Tensor) -> Tensor:
+    """Positions of samples relative to the region's center, (G, bins, grid), for sizes (G,)."""
+    steps = torch.arange(bins * grid, dtype=size.dtype, device=size.device) + 0.5
+    return ((steps / (bins * grid) - 0.5) * size[:, None]).unflatten(1, (bins, grid))
+
+
+def _neighbours(position: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
+    """The two cells between which a position lies, and their shares; held at the map's border."""
+    position = position.clamp(0, size - 1)
+    low = position.floor()
+    share = position - low
+    return [(low.long(), 1 - share), ((low.long() + 1).clamp(max=size - 1), share)]
+
+
+def paste_masks(masks: Tensor, boxes: Tensor, height: int, width: int, threshold: float) -> Tensor:
+    dtype = torch.bool if threshold >= 0 else torch.uint8
+    canvas = torch.zeros((len(masks), height, width), dtype=dtype, device=masks.device)
+    if canvas.numel() == 0:
+        return canvas
+    wide = _wide(masks.dtype)
+    per_chunk = max(PIXELS_PER_CHUNK // (height * width), 1)
+    for start in range(0, len(masks), per_chunk):
+        chunk = slice(start, start + per_chunk)
+        values = _stretch(masks[chunk].to(wide), boxes[chunk].to(wide), height, width)
+        canvas[chunk] = values >= threshold if threshold >= 0 else (values * 255).to(torch.uint8)
+    return canvas
+
+
+def _stretch(masks: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
+    """Masks (N, M, M) sampled at the centers of the image's pixels, 0 outside their boxes -> (N, H, W)."""
+    x0, y0, x1, y1 = (side[:, None] for side in boxes.unbind(dim=1))
+    has_area = ((x1 > x0) & (y1 > y0))[..., None]
+    ys = (torch.arange(height, dtype=boxes.dtype, device=boxes.device) + 0.5 - y0) / (y1 - y0) * 2 - 1
+    xs = (torch.arange(width, dtype=boxes.dtype, device=boxes.device) + 0.5 - x0) / (x1 - x0) * 2 - 1
+    grid = torch.stack((xs[:, None, :].expand(-1, height, -1), ys[:, :, None].expand(-1, -1, width)), dim=-1)
+    grid = torch.where(has_area[..., None], grid, -2.0)  # two mask sizes away: reads zeros
+    return F.grid_sample(masks[:, None], grid, align_corners=False)[:, 0]
