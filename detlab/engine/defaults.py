@@ -142,9 +142,10 @@ def default_setup(cfg: CfgNode | DictConfig, args: argparse.Namespace) -> None:
 
     Raises:
         OSError: nothing can be written to the output directory.
-        ValueError: an unknown precision.
+        ValueError: the config wants a GPU and there is none, or an unknown precision.
     """
     import_user_modules(getattr(args, "imports", []))
+    _check_device(cfg)
     output_dir = _setting(cfg, "OUTPUT_DIR", "train.output_dir", "")
     rank = comm.get_rank()
     if output_dir and comm.is_main_process():
@@ -171,6 +172,15 @@ def _setting(cfg: CfgNode | DictConfig, yaml_key: str, lazy_key: str, default: A
 
     value = OmegaConf.select(cfg, lazy_key)
     return default if value is None else value
+
+
+def _check_device(cfg: CfgNode | DictConfig) -> None:
+    device = cfg.MODEL.DEVICE if isinstance(cfg, CfgNode) else _setting(cfg, "", "train.device", "cpu")
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        name, cure = ("MODEL.DEVICE", "MODEL.DEVICE cpu")
+        if not isinstance(cfg, CfgNode):
+            name, cure = ("train.device", "train.device=cpu")
+        raise ValueError(f"{name} is {device!r} but torch finds no GPU; to run on the CPU, add {cure} to the command")
 
 
 def _make_writable(output_dir: str) -> None:

@@ -280,7 +280,8 @@ class BestCheckpointer(HookBase):
             logger.info(f"{self._metric} = {value:.5f}, not better than {self.best_metric} of step {self.best_iter}")
             return
         before, self.best_metric, self.best_iter = self.best_metric, value, iteration
-        self._checkpointer.save(self._file_prefix, iteration=iteration)
+        # Results of the evaluation after training belong to the last iteration.
+        self._checkpointer.save(self._file_prefix, iteration=min(iteration, self.trainer.max_iter - 1))
         logger.info(f"saved the best model so far: {self._metric} = {value:.5f} in step {iteration}, before: {before}")
 
     def state_dict(self) -> dict[str, Any]:
@@ -389,7 +390,8 @@ class EvalHook(HookBase):
     def _evaluate(self) -> None:
         results = self._function()
         if results:
-            self.trainer.storage.put_scalars(**_as_scalars(results), smoothing_hint=False)
+            for name, value in _as_scalars(results).items():
+                self.trainer.storage.put_scalar(name, value, smoothing_hint=False)
         # Evaluation takes the ranks different times; without this the next step's time would show it.
         comm.synchronize()
 
@@ -478,6 +480,7 @@ class _Moments:
     """
 
     def __init__(self, norm: _BatchNorm) -> None:
+        assert norm.running_mean is not None
         zeros = torch.zeros(norm.num_features, dtype=torch.float64, device=norm.running_mean.device)
         self.count = 0
         self.mean = zeros

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import socket
@@ -15,7 +16,7 @@ import torch.multiprocessing as mp
 
 from detlab.utils import comm
 
-__all__ = ["DEFAULT_TIMEOUT", "launch"]
+__all__ = ["DEFAULT_TIMEOUT", "launch", "launch_from_args"]
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +84,19 @@ def launch(
         nprocs=per_machine,
     )
     return None
+
+
+def launch_from_args(main_func: Callable[..., Any], args: argparse.Namespace, device: str) -> Any:
+    """:func:`launch` for the command line of ``default_argument_parser``; ``main_func`` is called with ``args``."""
+    return launch(
+        main_func,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+        device=device,
+    )
 
 
 def _kind_of(device: str | None) -> str:

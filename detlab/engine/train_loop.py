@@ -24,7 +24,7 @@ from torch.nn.parallel import DataParallel
 from detlab.utils import comm
 from detlab.utils.events import EventStorage, get_event_storage
 
-__all__ = ["AMPTrainer", "HookBase", "SimpleTrainer", "TrainerBase"]
+__all__ = ["AMPTrainer", "HookBase", "SimpleTrainer", "TrainerBase", "seed_step"]
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class HookBase:
     going on; in ``after_train`` of a run that went through it equals ``self.trainer.max_iter``.
     """
 
-    trainer: TrainerBase = None  # type: ignore[assignment]
+    trainer: Any = None
 
     def before_train(self) -> None:
         """Called once, before the first iteration."""
@@ -181,9 +181,11 @@ class TrainerBase:
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        """``iteration``, the last one that is done when this is called by a hook, and the states of the hooks."""
+        """``iteration``, the last one that is done when a hook calls this after a step, and the states of the hooks."""
+        # After training, self.iter is one more.
+        done = min(self.iter, self.max_iter - 1) if self.max_iter > 0 else self.iter
         states = {key: hook.state_dict() for key, hook in zip(_keys_of(self._hooks), self._hooks)}
-        return {"iteration": self.iter, "hooks": {key: state for key, state in states.items() if state}}
+        return {"iteration": done, "hooks": {key: state for key, state in states.items() if state}}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take back ``state_dict``. Hooks that it does not know start afresh; states without a hook are named."""
@@ -194,6 +196,23 @@ class TrainerBase:
                 hooks[key].load_state_dict(state)
             else:
                 logger.warning(f"the checkpoint has a state of the hook {key!r}, which this trainer does not have")
+
+
+def seed_step(step_seed: int, iteration: int) -> None:
+    """Seed the generators of ``random``, numpy and torch (here and on the GPU in use) for one iteration of this rank.
+
+    Args:
+        step_seed: of the whole run; the same on all ranks.
+        iteration: the one that begins.
+    """
+    key = struct.pack("<qqq", step_seed, iteration, comm.get_rank())
+    seed = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    # torch.manual_seed would do, but takes half a millisecond on machines without a GPU.
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed(seed)
 
 
 class _StepLosses(NamedTuple):
@@ -301,7 +320,9 @@ class SimpleTrainer(TrainerBase):
         asked_at = time.perf_counter()
         batch = self._next_batch()
         waited = time.perf_counter() - asked_at
-        self._seed_step()
+        if self._step_seed is None:
+            self._step_seed = comm.shared_random_seed()
+        seed_step(self._step_seed, self.iter)
         return batch, waited
 
     def _forward(self, batch: Any) -> dict[str, Tensor]:
@@ -340,19 +361,6 @@ class SimpleTrainer(TrainerBase):
         self._batches = None
         del self.data_loader
         self.data_loader = data_loader_builder()
-
-    def _seed_step(self) -> None:
-        """Seed the generators for this iteration, here and on the GPU in use."""
-        if self._step_seed is None:
-            self._step_seed = comm.shared_random_seed()
-        key = struct.pack("<qqq", self._step_seed, self.iter, comm.get_rank())
-        seed = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        # torch.manual_seed would do, but takes half a millisecond on machines without a GPU.
-        torch.default_generator.manual_seed(seed)
-        if torch.cuda.is_initialized():
-            torch.cuda.manual_seed(seed)
 
     # -------------------------------------------------------------------------------------------------- metrics
 

@@ -1,0 +1,93 @@
+"""Functions that started processes run; they have to be importable."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from detlab.engine.defaults import create_ddp_model
+from detlab.engine.hooks import PreciseBN
+from detlab.engine.train_loop import SimpleTrainer
+from detlab.utils import comm
+from detlab.utils.events import EventStorage
+from tests.engine.toys import Poisoned, ToyLoader, ToyModel, toy_trainer, weights
+
+
+def write_place(folder):
+    """Says where this process stands."""
+    place = {
+        "world": comm.get_world_size(),
+        "local_rank": comm.get_local_rank(),
+        "local_size": comm.get_local_size(),
+        "backend": dist.get_backend(),
+        "sum": sum(comm.all_gather(comm.get_rank() + 1)),
+    }
+    Path(folder, f"{comm.get_rank()}.json").write_text(json.dumps(place))
+
+
+def fail_in_rank_1(folder):
+    """Rank 0 waits for something that does not come."""
+    if comm.get_rank() == 1:
+        raise ValueError("the trouble with rank 1")
+    time.sleep(60)
+    Path(folder, "survived").touch()
+
+
+class RankPart(ToyLoader):
+    """The part of each batch that belongs to this rank."""
+
+    def batch(self, number):
+        items = super().batch(number)
+        share = len(items) // comm.get_world_size()
+        return items[comm.get_rank() * share : (comm.get_rank() + 1) * share]
+
+
+class PoisonedPart(RankPart, Poisoned):
+    """As ``Poisoned``, whose bad point is in the part of the first of two ranks."""
+
+
+def train_ddp(folder, num_iters):
+    """Trains a toy model on shares of the same batches and saves weights and metrics."""
+    torch.manual_seed(0)
+    model = ToyModel()
+    model.dropout.p = 0.0
+    model = create_ddp_model(model)
+    trainer = SimpleTrainer(model, RankPart(), torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9))
+    trainer.train(0, num_iters)
+    if comm.is_main_process():
+        losses = [value for value, _ in trainer.storage.history("total_loss").values()]
+        torch.save({"weights": weights(trainer), "losses": losses}, Path(folder, "trained.pth"))
+
+
+def meet_a_bad_loss(folder):
+    """Both ranks should stop in the same iteration, knowing about it."""
+    np.random.seed(comm.get_rank())
+    trainer = toy_trainer(PoisonedPart(2))
+    try:
+        trainer.train(0, 100)
+    except FloatingPointError as error:
+        Path(folder, f"{comm.get_rank()}.txt").write_text(f"{trainer.iter}\n{error}")
+
+
+def gather_statistics(folder):
+    """Statistics of batches that lie on two ranks."""
+    torch.manual_seed(comm.get_rank())
+    batches = [torch.randn(2, 3, 4 + comm.get_rank(), 5) + comm.get_rank() for _ in range(2)]
+    norm = nn.BatchNorm2d(3)
+    hook = PreciseBN(0, norm, batches, 2)
+    hook.trainer = type("Trainer", (), {"iter": 0})
+    with EventStorage():
+        hook.update_stats()
+    torch.save({"batches": batches, "mean": norm.running_mean, "var": norm.running_var},
+               Path(folder, f"{comm.get_rank()}.pth"))  # fmt: skip
+
+
+def say_rank_and_threads(folder):
+    """For torchrun."""
+    Path(folder, f"{comm.get_rank()}_of_{comm.get_world_size()}").write_text(os.environ["LOCAL_RANK"])
+    return "done"

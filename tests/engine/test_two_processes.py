@@ -1,0 +1,64 @@
+"""Two gloo processes with a global batch of B take the same steps as one process with that batch."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from detlab.engine.defaults import create_ddp_model
+from detlab.engine.launch import launch
+from detlab.engine.train_loop import SimpleTrainer
+from detlab.modeling import build_model
+from detlab.solver import build_optimizer
+from detlab.utils import comm
+from tests.modeling.tiny import tiny_batch, tiny_config
+
+ITERATIONS = 10
+
+
+def config():
+    """Every anchor and proposal takes part, so that no random draw differs between one process and two."""
+    cfg = tiny_config(masks=True, keypoints=True)
+    cfg.merge_from_list(["MODEL.RPN.BATCH_SIZE_PER_IMAGE", 100000, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 100000,
+                         "SOLVER.BASE_LR", 0.02])  # fmt: skip
+    return cfg
+
+
+def train(path: str) -> None:
+    """Train on batches of four images; the second half of each, rank 1's part, has no objects."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    cfg = config()
+    model = build_model(cfg)
+    optimizer = build_optimizer(cfg, model)
+    batch = tiny_batch(sizes=((64, 96), (80, 64), (64, 64), (96, 80)), num_objects=(3, 2, 0, 0))
+    share = len(batch) // comm.get_world_size()
+    own = batch[comm.get_rank() * share : (comm.get_rank() + 1) * share]
+    trainer = SimpleTrainer(create_ddp_model(model), [own], optimizer)
+    trainer.train(0, ITERATIONS)
+    if comm.is_main_process():
+        torch.save(model.state_dict(), path)
+
+
+@pytest.mark.parametrize("processes", [2])
+def test_weights_after_ten_iterations_are_those_of_one_process(processes, tmp_path):
+    """Within 1e-5 of each tensor's largest change: sums in another order round differently."""
+    one, many = tmp_path / "one.pth", tmp_path / "many.pth"
+    start = build_from_seed()
+    launch(train, 1, args=(str(one),), device="cpu")
+    launch(train, processes, dist_url="auto", args=(str(many),), device="cpu")
+    expected, got = load(one), load(many)
+    changes = {name: (value - start[name]).abs().max() for name, value in expected.items()}
+    assert sum(change > 1e-4 for change in changes.values()) > len(changes) / 2, "the weights hardly moved"
+    for name, value in expected.items():
+        allowed = 1e-3 * changes[name] + 1e-6
+        assert (value - got[name]).abs().max() <= allowed, name
+
+
+def build_from_seed():
+    torch.manual_seed(0)
+    return {name: value.clone() for name, value in build_model(config()).state_dict().items()}
+
+
+def load(path: Path):
+    return torch.load(path, weights_only=True)
