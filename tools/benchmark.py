@@ -4,9 +4,9 @@
     python tools/benchmark.py                       # CPU or GPU, training and inference
     python tools/benchmark.py --size 480 640 --batch 2 --repeats 7
 
-Both models have random weights, frozen batch norms, three trainable backbone stages, 80 classes, 1000 proposals a level,
-the same images and boxes. The two take turns, and of each the fastest repeat counts, so that a busy machine harms both
-alike. Every row ends in the ratio of torchvision's time to detlab's: above 1 detlab is faster.
+Both models have random weights, frozen batch norms, three trainable backbone stages, 80 classes, the same numbers of
+proposals, the same images and boxes. The two take turns, and of each the fastest repeat counts, so that a busy machine
+harms both alike. Every row ends in the ratio of torchvision's time to detlab's: above 1 detlab is faster.
 """
 
 import argparse

@@ -6,7 +6,7 @@ The stages are the model's own; only the shell of ``Instances`` is missing. So `
 follow it without a break, and a CUDA graph can hold it.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +19,12 @@ __all__ = ["FixedSizeOutput", "FixedSizeRCNN"]
 
 
 class FixedSizeOutput(NamedTuple):
-    """D entries for each image, best first; those from ``count`` on are padding, with zeros."""
+    """D entries for each image, best first; those from ``counts`` on are padding, with zeros."""
 
     boxes: Tensor  # (N, D, 4) xyxy in pixels of the input
     scores: Tensor  # (N, D)
     classes: Tensor  # (N, D) int64
-    count: Tensor  # (N,) int64
+    counts: Tensor  # (N,) int64
     masks: Tensor | None  # (N, D, M, M) probabilities inside each box; None for a model without masks
 
 
@@ -50,7 +50,7 @@ class FixedSizeRCNN(nn.Module):
                 raise TypeError(f"a fixed-size model needs a {wanted.__name__} as {name}, got {type(part).__name__}")
         if model.roi_heads.keypoint_on:
             raise TypeError("the fixed-size model has no keypoints yet; build the model with MODEL.KEYPOINT_ON False")
-        self.model = model.eval()
+        self.model: Any = model.eval()
 
     def forward(self, images: Tensor, image_sizes: Tensor | None = None) -> FixedSizeOutput:
         """Detect.

@@ -35,7 +35,7 @@ def real_images(shared_dir, count, size=(192, 256)):
 
 
 def assert_same_detections(fixed, instances, n):
-    count = int(fixed.count[n])
+    count = int(fixed.counts[n])
     assert len(instances) == count > 0
     assert torch.allclose(instances.pred_boxes.tensor, fixed.boxes[n, :count], atol=1e-3)
     assert torch.allclose(instances.scores, fixed.scores[n, :count], atol=1e-5)
@@ -80,7 +80,7 @@ def test_the_exported_program_gives_the_same_at_other_sizes(masks, shared_dir):
             expected, got = core(image), program.module()(image)
         for a, b in zip(expected, got):
             assert (a is None and b is None) or torch.allclose(a, b, atol=1e-4)
-        assert expected.count.item() > 0
+        assert expected.counts.item() > 0
 
 
 @pytest.mark.parametrize("masks", [False, True])

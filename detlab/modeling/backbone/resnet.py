@@ -1,6 +1,5 @@
 """Residual networks (He et al. 2016; ResNeXt, Xie et al. 2017; deformable stages, Dai et al. 2017, Zhu et al. 2019)."""
 
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -65,7 +64,7 @@ def _shortcut(in_channels: int, out_channels: int, stride: int, norm) -> Conv2d 
     return None if in_channels == out_channels else _conv_norm(in_channels, out_channels, 1, norm, stride=stride)
 
 
-def _residual_sum(block: nn.Module, x: Tensor, residual: Tensor) -> Tensor:
+def _residual_sum(block, x: Tensor, residual: Tensor) -> Tensor:
     return F.relu_(residual + (x if block.shortcut is None else block.shortcut(x)))
 
 
@@ -167,8 +166,7 @@ class DeformBottleneckBlock(CNNBlockBase):
         geometry = {"kernel_size": 3, "stride": stride_3x3, "padding": dilation, "dilation": dilation}
         values_per_sample = 3 if deform_modulated else 2
         self.conv2_offset = Conv2d(bottleneck_channels, values_per_sample * 9 * deform_num_groups, **geometry)
-        nn.init.zeros_(self.conv2_offset.weight)
-        nn.init.zeros_(self.conv2_offset.bias)
+        normal_init(self.conv2_offset, std=0.0)
         self.conv2 = (ModulatedDeformConv if deform_modulated else DeformConv)(
             bottleneck_channels,
             bottleneck_channels,
@@ -360,7 +358,7 @@ class _StagePlan(NamedTuple):
     dilation: int
 
 
-def _plan_stages(settings: Sequence, num_stages: int) -> list[_StagePlan]:
+def _plan_stages(settings, num_stages: int) -> list[_StagePlan]:
     """Channels double from stage to stage; a dilated ``res5`` keeps its input's resolution."""
     plans = []
     for i in range(num_stages):

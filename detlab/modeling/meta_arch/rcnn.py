@@ -4,6 +4,8 @@ An input is a dict with ``image`` (C, H, W); in training also ``instances`` with
 are the size wanted of the result, by default the image's; ``proposals`` serve where no generator makes them.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -48,12 +50,16 @@ class GeneralizedRCNN(nn.Module):
         ValueError: if the means and deviations do not fit, or images are to be shown without ``input_format``.
     """
 
+    pixel_mean: Tensor
+    pixel_std: Tensor
+    roi_heads: Any  # what the registry gives
+
     @configurable
     def __init__(
         self,
         *,
         backbone: Backbone,
-        proposal_generator: nn.Module,
+        proposal_generator: nn.Module | None,
         roi_heads: nn.Module,
         pixel_mean: tuple[float],
         pixel_std: tuple[float],
@@ -88,7 +94,7 @@ class GeneralizedRCNN(nn.Module):
         """Where the model lies."""
         return self.pixel_mean.device
 
-    def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
+    def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict] | list[Instances]:
         """Losses by name in training; else of each input a dict with ``instances``, at the size it wants.
 
         Args:
@@ -177,6 +183,9 @@ class ProposalNetwork(nn.Module):
         pixel_mean: of each channel.
         pixel_std: of each channel.
     """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
 
     @configurable
     def __init__(

@@ -5,6 +5,7 @@ Shapes: N images, K classes, H x W the padded image, s the common stride of the 
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -74,7 +75,7 @@ class SemSegFPNHead(nn.Module):
         super().__init__()
         if not input_shape:
             raise ValueError("the semantic head has no maps to use; set MODEL.SEM_SEG_HEAD.IN_FEATURES")
-        by_stride = sorted(input_shape.items(), key=lambda item: item[1].stride)
+        by_stride = sorted(input_shape.items(), key=lambda item: item[1].stride or 0)
         self.in_features = [name for name, _ in by_stride]
         self.ignore_value = ignore_value
         self.common_stride = common_stride
@@ -86,7 +87,7 @@ class SemSegFPNHead(nn.Module):
 
     def _scale_head(self, shape: ShapeSpec, conv_dims: int, norm) -> nn.Sequential:
         """A convolution for each doubling that the level needs, one at least."""
-        doublings = round(math.log2(shape.stride / self.common_stride))
+        doublings = round(math.log2((shape.stride or 1) / self.common_stride))
         layers: list[nn.Module] = []
         channels = shape.channels
         for _ in range(max(doublings, 1)):
@@ -128,6 +129,8 @@ class SemSegFPNHead(nn.Module):
         """
         x = self.layers(features)
         if self.training:
+            if targets is None:
+                raise ValueError("training the semantic head needs targets: each input must have 'sem_seg'")
             return None, self.losses(x, targets)
         return F.interpolate(x, scale_factor=self.common_stride, mode="bilinear", align_corners=False), {}
 
@@ -156,6 +159,10 @@ class SemanticSegmentor(nn.Module):
         pixel_mean: of each channel.
         pixel_std: of each channel.
     """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+    sem_seg_head: Any  # what the registry gives
 
     @configurable
     def __init__(

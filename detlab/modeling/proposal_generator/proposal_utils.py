@@ -4,6 +4,7 @@ Shapes: N images, L feature levels, Al anchors of level l, B candidates of all l
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -125,7 +126,7 @@ def find_top_rpn_proposals(
     return proposals_to_instances(found, image_sizes)
 
 
-def add_ground_truth_to_proposals(gt: list[Instances] | list[Boxes], proposals: list[Instances]) -> list[Instances]:
+def add_ground_truth_to_proposals(gt: Sequence[Instances | Boxes], proposals: list[Instances]) -> list[Instances]:
     """:func:`add_ground_truth_to_proposals_single_image` for each image of the batch.
 
     Raises:

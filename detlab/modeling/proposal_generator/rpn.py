@@ -4,6 +4,10 @@ Shapes: N images, L feature levels, C channels, A anchors per cell, Hl x Wl cell
 of level l, S anchors of all levels, P proposals.
 """
 
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -43,6 +47,10 @@ def build_rpn_head(cfg, input_shape: list[ShapeSpec]) -> nn.Module:
     return RPN_HEAD_REGISTRY.get(cfg.MODEL.RPN.HEAD_NAME)(cfg, input_shape)
 
 
+def _numbered(name: str, layers: Sequence[nn.Module]) -> list[tuple[str, nn.Module]]:
+    return [(f"{name}{i}", layer) for i, layer in enumerate(layers)]
+
+
 def flatten_cells(maps: Tensor, num_values: int) -> Tensor:
     """(N, A * D, H, W) -> (N, H * W * A, D), where D is ``num_values``."""
     cells = maps.unflatten(1, (-1, num_values)).permute(0, 3, 4, 1, 2)  # N, H, W, A, D
@@ -64,7 +72,9 @@ class StandardRPNHead(nn.Module):
     """
 
     @configurable
-    def __init__(self, *, in_channels: int, num_anchors: int, box_dim: int = 4, conv_dims: list[int] = (-1,)) -> None:
+    def __init__(
+        self, *, in_channels: int, num_anchors: int, box_dim: int = 4, conv_dims: Sequence[int] = (-1,)
+    ) -> None:
         super().__init__()
         widths = [in_channels if dim == -1 else dim for dim in conv_dims]
         if not widths or min(widths) <= 0:
@@ -72,11 +82,7 @@ class StandardRPNHead(nn.Module):
         convs = [
             Conv2d(c, d, kernel_size=3, padding=1, activation=F.relu_) for c, d in zip([in_channels, *widths], widths)
         ]
-        self.conv = convs[0]
-        if len(convs) > 1:
-            self.conv = nn.Sequential()
-            for i, conv in enumerate(convs):
-                self.conv.add_module(f"conv{i}", conv)
+        self.conv = convs[0] if len(convs) == 1 else nn.Sequential(OrderedDict(_numbered("conv", convs)))
         self.objectness_logits = nn.Conv2d(widths[-1], num_anchors, kernel_size=1)
         self.anchor_deltas = nn.Conv2d(widths[-1], num_anchors * box_dim, kernel_size=1)
         for layer in self.modules():
@@ -88,7 +94,7 @@ class StandardRPNHead(nn.Module):
         channels = {shape.channels for shape in input_shape}
         if len(channels) != 1:
             raise ValueError(f"the RPN head is shared by all levels, which must have equal channels; got {channels}")
-        generator = build_anchor_generator(cfg, input_shape)
+        generator: Any = build_anchor_generator(cfg, input_shape)
         num_anchors = set(generator.num_anchors)
         if len(num_anchors) != 1:
             raise ValueError(
@@ -129,6 +135,9 @@ class RPN(nn.Module):
         smooth_l1_beta: see :func:`box_regression_loss`.
     """
 
+    rpn_head: Any  # what the registries give
+    anchor_generator: Any
+
     @configurable
     def __init__(
         self,
@@ -140,11 +149,11 @@ class RPN(nn.Module):
         box2box_transform: Box2BoxTransform,
         batch_size_per_image: int,
         positive_fraction: float,
-        pre_nms_topk: tuple[float, float],
-        post_nms_topk: tuple[float, float],
+        pre_nms_topk: tuple[int, int],
+        post_nms_topk: tuple[int, int],
         nms_thresh: float = 0.7,
         min_box_size: float = 0.0,
-        anchor_boundary_thresh: float = -1.0,
+        anchor_boundary_thresh: int = -1,
         loss_weight: float | dict[str, float] = 1.0,
         box_reg_loss_type: str = "smooth_l1",
         smooth_l1_beta: float = 0.0,
@@ -211,6 +220,8 @@ class RPN(nn.Module):
         logits, deltas = self.predict_anchors(maps)
         losses = {}
         if self.training:
+            if gt_instances is None:
+                raise ValueError("training the RPN needs gt_instances with 'gt_boxes'")
             gt_labels, gt_boxes = self.label_and_sample_anchors(anchors, gt_instances)
             losses = self.losses(anchors, logits, gt_labels, deltas, gt_boxes)
         return self.predict_proposals(anchors, logits, deltas, images.image_sizes), losses

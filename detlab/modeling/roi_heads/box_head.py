@@ -1,6 +1,7 @@
 """Heads from a box's pooled features to one vector."""
 
-import numpy as np
+import math
+
 from torch import Tensor, nn
 
 from detlab.config.config import configurable
@@ -58,7 +59,7 @@ class FastRCNNConvFCHead(nn.Sequential):
         if not fc_dims:
             return
         self.add_module("flatten", nn.Flatten())
-        width_in = int(np.prod([channels, height or 1, width or 1]))
+        width_in = math.prod((channels or 1, height or 1, width or 1))
         for i, dim in enumerate(fc_dims, start=1):
             fc = nn.Linear(width_in, dim)
             xavier_uniform_fan_in(fc)

@@ -200,10 +200,12 @@ class FastRCNNOutputLayers(nn.Module):
         ValueError: if the federated loss is wanted without sigmoid or without weights.
     """
 
+    fed_loss_cls_weights: Tensor
+
     @configurable
     def __init__(
         self,
-        input_shape: ShapeSpec,
+        input_shape: ShapeSpec | int,
         *,
         box2box_transform,
         num_classes: int,
@@ -223,7 +225,7 @@ class FastRCNNOutputLayers(nn.Module):
         if isinstance(input_shape, int):
             input_shape = ShapeSpec(channels=input_shape)
         self.num_classes = num_classes
-        width = input_shape.channels * (input_shape.width or 1) * (input_shape.height or 1)
+        width = math.prod((input_shape.channels or 1, input_shape.height or 1, input_shape.width or 1))
         box_dim = len(box2box_transform.weights)
         self.cls_score = nn.Linear(width, num_classes + 1)
         self.bbox_pred = nn.Linear(width, (1 if cls_agnostic_bbox_reg else num_classes) * box_dim)

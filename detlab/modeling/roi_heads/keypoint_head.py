@@ -135,7 +135,7 @@ class BaseKeypointRCNNHead(nn.Module):
 
 
 @ROI_KEYPOINT_HEAD_REGISTRY.register()
-class KRCNNConvDeconvUpsampleHead(BaseKeypointRCNNHead, nn.Sequential):
+class KRCNNConvDeconvUpsampleHead(BaseKeypointRCNNHead, nn.Sequential):  # type: ignore[misc]
     """3x3 convolutions, a transposed convolution and bilinear upsampling, which double the resolution each.
 
     Args:

@@ -145,7 +145,7 @@ class BaseMaskRCNNHead(nn.Module):
 
 
 @ROI_MASK_HEAD_REGISTRY.register()
-class MaskRCNNConvUpsampleHead(BaseMaskRCNNHead, nn.Sequential):
+class MaskRCNNConvUpsampleHead(BaseMaskRCNNHead, nn.Sequential):  # type: ignore[misc]
     """3x3 convolutions, a transposed convolution that doubles the resolution, and a 1x1 predictor.
 
     Args:
@@ -164,7 +164,7 @@ class MaskRCNNConvUpsampleHead(BaseMaskRCNNHead, nn.Sequential):
         super().__init__(**kwargs)
         if not conv_dims:
             raise ValueError("conv_dims must name at least the channels of the transposed convolution")
-        channels = input_shape.channels
+        channels = input_shape.channels or 0
         for i, dim in enumerate(conv_dims[:-1], start=1):
             conv = Conv2d(
                 channels,

@@ -4,7 +4,7 @@ Shapes: N images, R proposals of the whole batch, P proposals and D detections o
 is class K), M x M the masks' resolution.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -192,10 +192,10 @@ class ROIHeads(nn.Module):
 
 def _levels(input_shape: dict[str, ShapeSpec], names: list[str]) -> tuple[int, tuple[float, ...]]:
     """The common number of channels of these maps, and the scale of each."""
-    channels = {input_shape[name].channels for name in names}
+    channels = {input_shape[name].channels or 0 for name in names}
     if len(channels) != 1:
         raise ValueError(f"ROI heads pool maps of equal channels, but {list(names)} have {sorted(channels)}")
-    return channels.pop(), tuple(1.0 / input_shape[name].stride for name in names)
+    return channels.pop(), tuple(1.0 / (input_shape[name].stride or 1) for name in names)
 
 
 def _flat_rois(boxes: Tensor) -> Tensor:
@@ -223,6 +223,16 @@ class StandardROIHeads(ROIHeads):
         train_on_pred_boxes: train masks and keypoints in the refined boxes rather than the proposals.
         kwargs: see :class:`ROIHeads`.
     """
+
+    box_pooler: Any  # parts are what registries and callers give
+    box_head: Any
+    box_predictor: Any
+    mask_in_features: Any
+    mask_pooler: Any
+    mask_head: Any
+    keypoint_in_features: Any
+    keypoint_pooler: Any
+    keypoint_head: Any
 
     @configurable
     def __init__(
@@ -416,6 +426,8 @@ class Res5ROIHeads(ROIHeads):
         kwargs: see :class:`ROIHeads`.
     """
 
+    mask_head: Any  # what the registry gives
+
     @configurable
     def __init__(
         self,
@@ -443,9 +455,9 @@ class Res5ROIHeads(ROIHeads):
         names = cfg.MODEL.ROI_HEADS.IN_FEATURES
         if len(names) != 1:
             raise ValueError(f"Res5ROIHeads pools from one map; MODEL.ROI_HEADS.IN_FEATURES names {list(names)}")
-        pooler, pooled_shape = _build_pooler(cfg.MODEL.ROI_BOX_HEAD, input_shape, names)
+        pooler, _ = _build_pooler(cfg.MODEL.ROI_BOX_HEAD, input_shape, names)
         res5, channels = cls._build_res5_block(cfg)
-        size = pooled_shape.height // 2
+        size = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION // 2
         arguments = super().from_config(cfg) | {
             "in_features": names,
             "pooler": pooler,
