@@ -376,9 +376,9 @@ class ROIMasks:
             raise ValueError(f"ROIMasks need a tensor (N, M, M); got {tuple(tensor.shape)}")
         self.tensor = tensor
 
-    def to(self, device: torch.device | str) -> ROIMasks:
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> ROIMasks:
         """The masks on another device."""
-        return ROIMasks(self.tensor.to(device))
+        return ROIMasks(self.tensor.to(device, non_blocking=non_blocking))
 
     @property
     def device(self) -> torch.device:
