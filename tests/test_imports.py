@@ -1,0 +1,44 @@
+"""Importing the library is light and silent."""
+
+import subprocess
+import sys
+
+from tests.test_architecture import MODULES
+
+IMPORT_ALL = """
+import importlib, sys, warnings
+import torch
+with warnings.catch_warnings(record=True) as seen:
+    warnings.simplefilter("always")
+    for name in sys.argv[1:]:
+        importlib.import_module(name)
+for w in seen:
+    print(f"{w.filename}:{w.lineno} {w.category.__name__}: {w.message}")
+"""
+OPTIONAL = ("matplotlib", "cv2", "tensorboard", "scipy", "shapely", "onnx", "timm", "hotcoco", "safetensors")
+
+
+def run_python(code: str, *args: str) -> str:
+    result = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout + result.stderr
+
+
+def test_importing_everything_gives_no_warning():
+    assert run_python(IMPORT_ALL, *MODULES) == ""
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    loaded = run_python("import sys; before = set(sys.modules); import detlab; print(*(set(sys.modules) - before))")
+    assert set(loaded.split()) == {"detlab"}
+
+
+def test_importing_everything_needs_no_optional_package():
+    code = f"""
+import importlib, sys
+for name in {OPTIONAL!r}:
+    sys.modules[name] = None
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+"""
+    assert run_python(code, *MODULES) == ""
