@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from collections.abc import Mapping
@@ -61,6 +62,7 @@ class DetectionCheckpointer(Checkpointer):
             **checkpointables,
         )
         self.path_manager = PathManager
+        self.logger = logging.getLogger(__name__)
         self._is_distributed = isinstance(model, DistributedDataParallel)
 
     def check_save_dir(self) -> None:
@@ -218,9 +220,8 @@ class DetectionCheckpointer(Checkpointer):
             return weights
 
     def _without_harmless(self, incompatible: _IncompatibleKeys) -> _IncompatibleKeys:
-        constants = {name for name, _ in self.model.named_buffers() if name.split(".")[-1] in CONSTANT_BUFFERS}
         return _IncompatibleKeys(
-            missing_keys=[name for name in incompatible.missing_keys if name not in constants],
+            missing_keys=[name for name in incompatible.missing_keys if not _is_constant(name)],
             unexpected_keys=[name for name in incompatible.unexpected_keys if IGNORED_IN_FILES not in name],
             incorrect_shapes=incompatible.incorrect_shapes,
         )
@@ -237,7 +238,8 @@ class DetectionCheckpointer(Checkpointer):
             self.logger.warning("Not in the checkpoint, left as initialized:\n%s", describe_names(missing))
         if unexpected:
             self.logger.warning("In the checkpoint, but not in the model:\n%s", describe_names(unexpected))
-        if missing and len(missing) + len(mismatches) >= len(self.model.state_dict()):
+        num_learned = sum(not _is_constant(name) for name in self.model.state_dict())
+        if missing and len(missing) + len(mismatches) >= num_learned:
             self.logger.error("NOTHING was loaded: the checkpoint is of another model")
 
     def _without_shared(self, missing: list[str]) -> list[str]:
@@ -275,6 +277,10 @@ class DetectionCheckpointer(Checkpointer):
                 f"{', '.join(others) or 'none'}. Write one of them into {LAST_CHECKPOINT}, or start without --resume."
             )
         return path
+
+
+def _is_constant(name: str) -> bool:
+    return name.rpartition(".")[2] in CONSTANT_BUFFERS
 
 
 def _split_query(path: str) -> tuple[str, dict[str, list[str]]]:

@@ -82,10 +82,11 @@ def _load_torch(path: str) -> Any:
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
-            name = re.search(r"(?:GLOBAL|Unsupported class|Unsupported global:?)\s+([\w.]+)", str(error))
-            if name is None:
-                raise
-            raise UnsafePickleError(f"it asks for {name.group(1)}") from None
+            # torch's own text advises to switch the protection off.
+            name = re.search(r"(?:GLOBAL|Unsupported class) ([\w.]+)", str(error))
+            if name is not None:
+                raise UnsafePickleError(f"it asks for {name.group(1)}") from None
+            raise pickle.UnpicklingError(str(error).rpartition("WeightsUnpickler error: ")[2]) from None
 
 
 def _from_pickle(data: Any, path: str) -> dict[str, Any]:

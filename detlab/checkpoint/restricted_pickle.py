@@ -1,7 +1,7 @@
 """Reading pickles of weights without running what a stranger put into them.
 
 A pickle is a program: it may import any function and call it. The unpickler here lets it name numpy's array makers,
-``OrderedDict``, sets and ``bytearray``, and nothing else. Lists, tuples, dicts, texts and numbers need no name.
+``OrderedDict``, sets and bytes, and nothing else. Lists, tuples, dicts, texts and numbers need no name.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ _DTYPE_CLASSES: dict[str, type] = {
     f"numpy.dtypes.{name}": getattr(np.dtypes, name) for name in np.dtypes.__all__ if name != "ObjectDType"
 }
 _BUILTINS: dict[str, type] = {
-    f"{module}.{kind.__name__}": kind for module in ("builtins", "__builtin__") for kind in (set, frozenset, bytearray)
+    f"{module}.{kind.__name__}": kind
+    for module in ("builtins", "__builtin__")
+    for kind in (set, frozenset, bytes, bytearray)
 }
 _ALLOWED: dict[str, Any] = {
     "collections.OrderedDict": collections.OrderedDict,
@@ -69,7 +71,7 @@ _ALLOWED: dict[str, Any] = {
 }
 
 # The same for torch's own restricted loader: (object, the name that it has in files).
-ARRAY_GLOBALS: list[Any] = [(value, name) for name, value in _ALLOWED.items() if name.startswith("numpy.")]
+ARRAY_GLOBALS: list[Any] = [(value, name) for name, value in _ALLOWED.items() if name.startswith("numpy.")] + [bytes]
 
 
 class _ArrayUnpickler(pickle.Unpickler):
