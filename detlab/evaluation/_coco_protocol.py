@@ -1,0 +1,239 @@
+"""The COCO protocol: ground truth and detections in, precision and recall curves and their summary out.
+
+Three implementations give equal curves: hotcoco (compiled, optional), this package's ``COCOeval_opt``, and pycocotools.
+
+Shapes: T IoU thresholds, R recall thresholds, K classes, A area ranges, M limits of detections per image.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from pycocotools.cocoeval import COCOeval
+
+from detlab.evaluation.fast_eval_api import COCOeval_opt
+from detlab.utils.file_io import PathManager
+from detlab.utils.optional import available, require
+
+logger = logging.getLogger(__name__)
+
+DETECTION_MAX_DETS = (1, 10, 100)
+KEYPOINT_MAX_DETS = (20,)
+
+
+class Curves(NamedTuple):
+    """Accumulated results of one task."""
+
+    precision: np.ndarray  # (T, R, K, A, M); -1 where a class has no objects
+    recall: np.ndarray  # (T, K, A, M); likewise
+    iou_thresholds: np.ndarray  # (T,)
+    area_labels: list[str]  # A
+    max_dets: list[int]  # M
+    category_ids: list[int]  # K
+
+
+class SummaryLine(NamedTuple):
+    """What one number of the summary averages over."""
+
+    of_precision: bool  # average precision, else average recall
+    iou: float | None  # one threshold; None: all
+    area: str
+    max_dets: int
+
+
+def detection_lines(max_dets: Sequence[int]) -> list[SummaryLine]:
+    """The twelve numbers of box and mask evaluation; the last of three limits bounds all but two of them."""
+    first, second, last = max_dets
+    sizes = ("small", "medium", "large")
+    return [
+        SummaryLine(True, None, "all", last),
+        SummaryLine(True, 0.5, "all", last),
+        SummaryLine(True, 0.75, "all", last),
+        *(SummaryLine(True, None, size, last) for size in sizes),
+        *(SummaryLine(False, None, "all", limit) for limit in (first, second, last)),
+        *(SummaryLine(False, None, size, last) for size in sizes),
+    ]
+
+
+def keypoint_lines(max_dets: Sequence[int]) -> list[SummaryLine]:
+    """The ten numbers of keypoint evaluation."""
+    limit = max_dets[-1]
+    parts = [(None, "all"), (0.5, "all"), (0.75, "all"), (None, "medium"), (None, "large")]
+    return [SummaryLine(of_precision, iou, area, limit) for of_precision in (True, False) for iou, area in parts]
+
+
+def mean_of_line(curves: Curves, line: SummaryLine) -> float:
+    """Mean over what exists; -1 when there is no object to find."""
+    values = curves.precision if line.of_precision else curves.recall
+    if line.iou is not None:
+        values = values[np.where(line.iou == curves.iou_thresholds)[0]]
+    values = values[..., [curves.area_labels.index(line.area)], [curves.max_dets.index(line.max_dets)]]
+    values = values[values > -1]
+    return float(np.mean(values)) if values.size else -1.0
+
+
+def line_text(curves: Curves, line: SummaryLine, value: float) -> str:
+    """One line of the summary in the form that readers of COCO results know."""
+    name = "Average Precision  (AP)" if line.of_precision else "Average Recall     (AR)"
+    low, high = curves.iou_thresholds[0], curves.iou_thresholds[-1]
+    iou = f"{low:0.2f}:{high:0.2f}" if line.iou is None else f"{line.iou:0.2f}"
+    return f" {name} @[ IoU={iou:<9} | area={line.area:>6s} | maxDets={line.max_dets:>3d} ] = {value:0.3f}"
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Swallow what pycocotools prints."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+def read_ground_truth(json_file: str) -> dict[str, Any]:
+    """A COCO annotation file as ``checked_ground_truth`` returns it.
+
+    Raises:
+        ValueError: the file is no json, or not in COCO's form.
+    """
+    with PathManager.open(json_file, "r") as file:
+        try:
+            dataset = json.load(file)
+        except ValueError as error:
+            raise ValueError(f"{json_file} is not valid json ({error})") from error
+    return checked_ground_truth(dataset, json_file)
+
+
+def checked_ground_truth(dataset: dict[str, Any], source: str) -> dict[str, Any]:
+    """Complete what many exporters leave out and the official code cannot do without.
+
+    Missing ``iscrowd`` means 0, a missing ``area`` is that of the box, and ``num_keypoints`` counts the labelled ones;
+    where some objects have keypoints, the others have none that are labelled.
+    Annotation ids that are repeated, or 0 (which the protocol takes for "not matched"), are given anew: nothing but
+    identity depends on them.
+
+    Raises:
+        ValueError: it does not hold images and categories.
+    """
+    if not isinstance(dataset, dict) or not {"images", "categories"} <= set(dataset):
+        raise ValueError(f"{source} is not in COCO's form: an object with 'images', 'annotations' and 'categories'")
+    annotations = dataset.get("annotations")
+    if annotations is None:
+        return dataset
+    num_values = max((len(annotation.get("keypoints") or ()) for annotation in annotations), default=0)
+    for annotation in annotations:
+        annotation.setdefault("iscrowd", 0)
+        if "area" not in annotation and "bbox" in annotation:
+            annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
+        if num_values and not annotation.get("keypoints"):
+            annotation["keypoints"], annotation["num_keypoints"] = [0] * num_values, 0
+        if num_values and "num_keypoints" not in annotation:
+            annotation["num_keypoints"] = sum(visible > 0 for visible in annotation["keypoints"][2::3])
+    ids = {annotation.get("id", 0) for annotation in annotations}
+    if len(ids) < len(annotations) or 0 in ids or not _are_integers(ids):
+        logger.warning(f"annotation ids of {source} are not distinct positive integers; numbered anew for evaluation")
+        for number, annotation in enumerate(annotations, start=1):
+            annotation["id"] = number
+    return dataset
+
+
+def _are_integers(ids: Iterable[Any]) -> bool:
+    return all(isinstance(value, int) for value in ids)
+
+
+class Protocol:
+    """Ground truth in the hands of one implementation of the evaluation.
+
+    Args:
+        ground_truth: a COCO dataset with annotations, from ``checked_ground_truth``.
+        use_fast_impl: hotcoco if it is installed and the ids are integers, as it needs, else ``COCOeval_opt``; when
+            False, pycocotools itself.
+    """
+
+    def __init__(self, ground_truth: dict[str, Any], use_fast_impl: bool = True):
+        self._dataset = ground_truth
+        self._coco: Any
+        self._evaluator: Callable[..., Any]
+        ids = (entry["id"] for kind in ("images", "categories") for entry in ground_truth[kind])
+        if use_fast_impl and available("hotcoco") and _are_integers(ids):
+            hotcoco = require("hotcoco", "eval", "fast COCO evaluation")
+            self.implementation = "hotcoco"
+            self._coco, self._evaluator = hotcoco.COCO(ground_truth), hotcoco.COCOeval
+            return
+        from pycocotools.coco import COCO
+
+        self._evaluator = COCOeval_opt if use_fast_impl else COCOeval
+        self.implementation = self._evaluator.__name__
+        self._coco = COCO()
+        self._coco.dataset = ground_truth
+        with quiet():
+            self._coco.createIndex()
+
+    def run(
+        self,
+        detections: list[dict[str, Any]],
+        task: str,
+        *,
+        max_dets: Sequence[int],
+        oks_sigmas: Sequence[float] = (),
+        image_ids: Sequence[int] | None = None,
+    ) -> Curves:
+        """Evaluate one task.
+
+        Args:
+            detections: COCO results of this task, at least one. They are kept and completed by the implementation.
+            task: ``"bbox"``, ``"segm"`` or ``"keypoints"``.
+            max_dets: limits of detections per image, rising.
+            oks_sigmas: spread of each keypoint; empty for those of COCO persons.
+            image_ids: the images that count; None for all.
+
+        Raises:
+            ValueError: the ground truth lacks what the task needs, or there is not one sigma for each keypoint.
+        """
+        if lack := self.lack(task):
+            raise ValueError(f"{lack}. Choose other tasks, as in COCOEvaluator(name, tasks=('bbox',))")
+        with quiet():
+            evaluator = self._evaluator(self._coco, self._coco.loadRes(detections), task)
+        params = evaluator.params
+        params.maxDets = list(max_dets)
+        if image_ids is not None:
+            params.imgIds = sorted(set(image_ids))
+        if task == "keypoints":
+            if len(oks_sigmas):
+                params.kpt_oks_sigmas = np.array(oks_sigmas, dtype=float)
+            self._check_sigmas(len(detections[0]["keypoints"]) // 3, len(params.kpt_oks_sigmas))
+        with quiet():
+            evaluator.evaluate()
+            evaluator.accumulate()
+        curves = evaluator.eval
+        return Curves(
+            precision=curves["precision"],
+            recall=curves["recall"],
+            iou_thresholds=np.asarray(params.iouThrs),
+            area_labels=list(params.areaRngLbl),
+            max_dets=list(max_dets),
+            category_ids=list(params.catIds),
+        )
+
+    def lack(self, task: str) -> str | None:
+        """What the ground truth would need for a task, in words; None if it has everything."""
+        field = {"segm": "segmentation", "keypoints": "keypoints"}.get(task, "bbox")
+        for annotation in self._dataset["annotations"]:
+            if not annotation.get(field):
+                return (
+                    f"the {task} task needs {field!r} in every annotation of the ground truth; annotation "
+                    f"{annotation['id']} of image {annotation['image_id']} has none"
+                )
+        return None
+
+    def _check_sigmas(self, num_predicted: int, num_sigmas: int) -> None:
+        annotations = self._dataset["annotations"]
+        num_true = len(annotations[0]["keypoints"]) // 3 if annotations else num_predicted
+        if not num_true == num_predicted == num_sigmas:
+            raise ValueError(
+                f"{num_true} keypoints in the ground truth, {num_predicted} in the predictions, and {num_sigmas} "
+                "sigmas: set TEST.KEYPOINT_OKS_SIGMAS (kpt_oks_sigmas of COCOEvaluator) to one sigma for each keypoint"
+            )
