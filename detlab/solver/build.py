@@ -63,7 +63,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
         bias_lr_factor=solver.BIAS_LR_FACTOR,
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
     )
-    name = solver.get("OPTIMIZER", "SGD")
+    name = solver.OPTIMIZER
     settings: dict[str, Any] = {"lr": solver.BASE_LR, "weight_decay": solver.WEIGHT_DECAY}
     if name == "SGD":
         optimizer_class: type[Optimizer] = torch.optim.SGD
