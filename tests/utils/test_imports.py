@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-HEAVY = ["matplotlib", "pycocotools", "cv2", "tensorboard", "scipy", "torchvision", "pandas", "fvcore.nn", "tqdm"]
+HEAVY = ["matplotlib", "pycocotools", "cv2", "tensorboard", "scipy", "torchvision", "pandas", "fvcore.nn"]
 MODULES = [
     "checkpoint.detection_checkpoint",
     "utils.collect_env",
