@@ -51,6 +51,20 @@ def test_two_processes_with_half_the_batch_train_like_one(tmp_path):
     assert two["losses"] == pytest.approx(one["losses"], rel=1e-5)
 
 
+def test_two_processes_train_a_detector_like_one_when_one_of_them_sees_no_objects(tmp_path):
+    """Tolerance: 1e-4 of each tensor's largest weight, after 10 steps of float32 sums in another order."""
+    (tmp_path / "1").mkdir()
+    (tmp_path / "2").mkdir()
+    mains.train_detector(str(tmp_path / "1"), 10)
+    launch(mains.train_detector, 2, args=(str(tmp_path / "2"), 10), device="cpu")
+    one, two = (torch.load(tmp_path / n / "detector.pth") for n in ("1", "2"))
+    for name, expected in one["weights"].items():
+        difference = (two["weights"][name] - expected).abs().max()
+        assert difference <= 1e-4 * max(expected.abs().max().item(), 1e-3), name
+    for name, history in one["losses"].items():
+        assert [v for v, _ in two["losses"][name]] == pytest.approx([v for v, _ in history], rel=1e-3, abs=1e-5), name
+
+
 def test_all_ranks_stop_together_at_a_loss_that_is_not_finite(tmp_path):
     launch(mains.meet_a_bad_loss, 2, args=(str(tmp_path),), device="cpu")
     for rank in range(2):

@@ -1,0 +1,319 @@
+"""Arguments, set-up, scaling, writers, the predictor."""
+
+import argparse
+import logging
+import os
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from detlab.checkpoint.detection_checkpoint import DetectionCheckpointer
+from detlab.config.config import get_cfg
+from detlab.config.lazy import LazyConfig
+from detlab.engine import defaults
+from detlab.engine.defaults import DefaultPredictor, DefaultTrainer
+from detlab.engine.hooks import BestCheckpointer
+from detlab.engine.train_loop import AMPTrainer, HookBase
+from detlab.modeling.meta_arch.build import build_model
+from tests.engine.toys import ToyLoader, ToyModel
+from tests.modeling.tiny import tiny_config
+
+# -------------------------------------------------------------------------------------------------- command line
+
+
+def test_the_command_line_has_what_users_of_such_tools_know():
+    args = defaults.default_argument_parser().parse_args(
+        ["--config-file", "a.yaml", "--import", "x.py", "--import", "y", "--num-gpus", "2", "--resume", "SEED", "3"]
+    )
+    assert (args.config_file, args.imports, args.num_gpus, args.opts) == ("a.yaml", ["x.py", "y"], 2, ["SEED", "3"])
+    assert (args.resume, args.eval_only, args.num_machines, args.machine_rank) == (True, False, 1, 0)
+    assert args.dist_url == "auto"
+    assert "torchrun" in defaults.default_argument_parser().format_help()
+    assert "my epilog" in defaults.default_argument_parser("my epilog").format_help()
+
+
+def test_the_config_is_read_after_the_modules_and_frozen(tmp_path):
+    module = tmp_path / "early.py"
+    module.write_text("import os\nos.environ['EARLY_MODULE'] = 'loaded'\n")
+    file = tmp_path / "c.yaml"
+    file.write_text("SEED: 5\n")
+    parser = defaults.default_argument_parser()
+    cfg = defaults.config_from_args(
+        parser.parse_args(["--import", str(module), "--config-file", str(file), "SOLVER.MAX_ITER", "7"])
+    )
+    assert (cfg.SEED, cfg.SOLVER.MAX_ITER, cfg.is_frozen()) == (5, 7, True)
+    assert os.environ.pop("EARLY_MODULE") == "loaded"
+
+
+# --------------------------------------------------------------------------------------------------------- set-up
+
+
+def small_setup(tmp_path, **settings):
+    cfg = get_cfg()
+    cfg.OUTPUT_DIR = str(tmp_path / "out")
+    cfg.MODEL.DEVICE = "cpu"
+    for key, value in settings.items():
+        cfg[key] = value
+    return cfg
+
+
+def test_set_up_saves_the_config_and_seeds_everything(tmp_path):
+    cfg = small_setup(tmp_path, SEED=11)
+    args = argparse.Namespace(eval_only=False)
+    draws = []
+    for _ in range(2):
+        defaults.default_setup(cfg, args)
+        draws.append((np.random.rand(), torch.rand(()).item()))
+    assert draws[0] == draws[1]
+    loaded = get_cfg()
+    loaded.merge_from_file(str(tmp_path / "out" / "config.yaml"))
+    assert loaded == cfg
+    log = (tmp_path / "out" / "log.txt").read_text()
+    assert "Environment info" in log
+    assert "World size: 1" in log
+
+
+def test_an_evaluation_does_not_replace_the_config_of_the_training(tmp_path):
+    defaults.default_setup(small_setup(tmp_path, SEED=1), argparse.Namespace())
+    defaults.default_setup(small_setup(tmp_path, SEED=2), argparse.Namespace(eval_only=True))
+    assert "SEED: 1" in (tmp_path / "out" / "config.yaml").read_text()
+
+
+def test_set_up_takes_python_configs(tmp_path):
+    from omegaconf import OmegaConf
+
+    cfg = OmegaConf.create({"train": {"output_dir": str(tmp_path / "out"), "seed": 4, "device": "cpu"}})
+    defaults.default_setup(cfg, argparse.Namespace())
+    assert LazyConfig.load(str(tmp_path / "out" / "config.yaml")) == cfg
+
+
+def test_a_gpu_that_is_not_there_is_said_with_the_cure(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    cfg = small_setup(tmp_path)
+    cfg.MODEL.DEVICE = "cuda"
+    with pytest.raises(ValueError, match=r"no GPU.*MODEL.DEVICE cpu"):
+        defaults.default_setup(cfg, argparse.Namespace())
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_precision_of_products_is_set(tmp_path):
+    before = torch.get_float32_matmul_precision()
+    try:
+        defaults.default_setup(small_setup(tmp_path, FLOAT32_PRECISION="high"), argparse.Namespace())
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_one_process_needs_no_wrapper():
+    model = nn.Linear(1, 1)
+    assert defaults.create_ddp_model(model, broadcast_buffers=False) is model
+
+
+# --------------------------------------------------------------------------------------------------------- scaling
+
+
+def scaled(num_workers, **solver):
+    cfg = get_cfg()
+    cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR, cfg.SOLVER.REFERENCE_WORLD_SIZE = 16, 0.02, 8
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SOLVER.WARMUP_ITERS = 1000, (600, 800), 100
+    cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD = 500, 200
+    for key, value in solver.items():
+        cfg.SOLVER[key] = value
+    cfg.freeze()
+    before = cfg.clone()
+    result = DefaultTrainer.auto_scale_workers(cfg, num_workers)
+    assert cfg == before
+    return cfg, result
+
+
+def test_more_processes_make_larger_batches_and_shorter_schedules():
+    _, cfg = scaled(16)
+    solver = cfg.SOLVER
+    assert (solver.IMS_PER_BATCH, solver.BASE_LR, solver.MAX_ITER, solver.STEPS) == (32, 0.04, 500, (300, 400))
+    assert (solver.WARMUP_ITERS, solver.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD) == (50, 250, 100)
+    assert solver.REFERENCE_WORLD_SIZE == 16
+    assert cfg.is_frozen()
+
+
+@pytest.mark.parametrize("settings", [{"REFERENCE_WORLD_SIZE": 0}, {"REFERENCE_WORLD_SIZE": 4}])
+def test_a_config_for_as_many_processes_is_taken_as_it_is(settings):
+    given, result = scaled(4, **settings)
+    assert result is given
+
+
+def test_a_batch_that_cannot_be_divided_is_refused():
+    with pytest.raises(ValueError, match=r"IMS_PER_BATCH 9.*REFERENCE_WORLD_SIZE 8"):
+        scaled(4, IMS_PER_BATCH=9)
+
+
+# --------------------------------------------------------------------------------------------------------- trainer
+
+
+class ToyTrainer(DefaultTrainer):
+    """Everything of the default trainer but model and data."""
+
+    results = {"bbox": {"AP": 1.0}}
+
+    @classmethod
+    def build_model(cls, cfg):
+        torch.manual_seed(0)
+        return ToyModel()
+
+    @classmethod
+    def build_train_loader(cls, cfg):
+        return ToyLoader(seed=3)
+
+    @classmethod
+    def test(cls, cfg, model, evaluators=None):
+        return cls.results
+
+
+def toy_cfg(tmp_path, *options):
+    cfg = get_cfg()
+    cfg.merge_from_list(
+        ["OUTPUT_DIR", str(tmp_path), "SOLVER.MAX_ITER", 6, "SOLVER.STEPS", "(4,)", "MODEL.DEVICE", "cpu",
+         "SOLVER.CHECKPOINT_PERIOD", 2, "SOLVER.WARMUP_ITERS", 2, *options]
+    )  # fmt: skip
+    cfg.freeze()
+    return cfg
+
+
+def test_the_trainer_gives_its_last_results_and_checks_them(tmp_path):
+    trainer = ToyTrainer(toy_cfg(tmp_path, "TEST.EXPECTED_RESULTS", "[['bbox', 'AP', 1.0, 0.1]]"))
+    trainer.resume_or_load(resume=False)
+    assert trainer.train() == {"bbox": {"AP": 1.0}}
+    wrong = ToyTrainer(toy_cfg(tmp_path, "TEST.EXPECTED_RESULTS", "[['bbox', 'AP', 5.0, 0.1]]"))
+    with pytest.raises(SystemExit):
+        wrong.train()
+
+
+def test_hooks_hear_of_the_backward_pass_and_see_gradients(tmp_path):
+    class LookAtGradients(HookBase):
+        norms = []
+
+        def after_backward(self):
+            self.norms.append(self.trainer.model.linear.weight.grad.norm().item())
+
+    trainer = ToyTrainer(toy_cfg(tmp_path))
+    trainer.register_hooks([LookAtGradients()])
+    trainer.train()
+    assert len(LookAtGradients.norms) == 6
+    assert any(LookAtGradients.norms)
+
+
+def test_the_order_of_the_hooks_is_the_documented_one(tmp_path):
+    trainer = ToyTrainer(toy_cfg(tmp_path))
+    names = [type(hook).__name__ for hook in trainer.hooks]
+    assert names == ["IterationTimer", "LRScheduler", "PeriodicCheckpointer", "EvalHook", "PeriodicWriter"]
+    assert trainer.max_iter == 6
+    assert trainer.cfg.is_frozen()
+
+
+@pytest.mark.parametrize("amp", ["False", "True"])
+def test_a_resumed_trainer_ends_bitwise_like_one_that_was_not_stopped(tmp_path, amp):
+    options = ["SOLVER.AMP.ENABLED", amp]
+
+    class Stop(HookBase):
+        def before_step(self):
+            if self.trainer.iter == 5:
+                raise KeyboardInterrupt
+
+    whole = ToyTrainer(toy_cfg(tmp_path / "whole", *options, "SEED", 1))
+    whole.train()
+    stopped = ToyTrainer(toy_cfg(tmp_path / "stopped", *options))
+    stopped._trainer._step_seed = whole._trainer._step_seed
+    stopped.register_hooks([Stop()])
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train()
+    resumed = ToyTrainer(toy_cfg(tmp_path / "stopped", *options))
+    resumed.resume_or_load(resume=True)
+    assert resumed.start_iter == 4
+    resumed.train()
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+    assert isinstance(resumed._trainer, AMPTrainer) == (amp == "True")
+
+
+def test_a_finished_run_that_gets_more_iterations_goes_on_after_its_last(tmp_path):
+    first = ToyTrainer(toy_cfg(tmp_path))
+    first.register_hooks([BestCheckpointer(0, first.checkpointer, "bbox/AP")])
+    first.train()
+    more = ToyTrainer(toy_cfg(tmp_path, "SOLVER.MAX_ITER", 8))
+    more.resume_or_load(resume=True)
+    assert more.start_iter == 6
+    again = ToyTrainer(toy_cfg(tmp_path))
+    again.resume_or_load(resume=True)
+    assert again.train() == {"bbox": {"AP": 1.0}}
+
+
+def test_resuming_from_weights_alone_starts_at_zero_and_says_so(tmp_path, caplog):
+    DetectionCheckpointer(ToyModel(), str(tmp_path)).save("weights")
+    trainer = ToyTrainer(toy_cfg(tmp_path))
+    logging.getLogger("detlab").propagate = True
+    trainer.resume_or_load(resume=True)
+    assert trainer.start_iter == 0
+    assert "no state of a trainer" in caplog.text
+
+
+def test_a_directory_with_another_run_is_said_unless_it_is_resumed(tmp_path, caplog):
+    ToyTrainer(toy_cfg(tmp_path)).train()
+    logging.getLogger("detlab").propagate = True
+    ToyTrainer(toy_cfg(tmp_path)).resume_or_load(resume=False)
+    assert "add --resume" in caplog.text
+
+
+def test_evaluators_must_be_as_many_as_data_sets(tmp_path):
+    with pytest.raises(ValueError, match="0 evaluators for the 1"):
+        DefaultTrainer.test(toy_cfg(tmp_path, "DATASETS.TEST", "['a']"), nn.Identity(), evaluators=[])
+
+
+# ------------------------------------------------------------------------------------------------------- predictor
+
+
+@pytest.fixture(scope="module")
+def predictor_cfg(tmp_path_factory):
+    cfg = tiny_config()
+    cfg.INPUT.MIN_SIZE_TEST = 48
+    torch.manual_seed(0)
+    DetectionCheckpointer(build_model(cfg), str(tmp_path_factory.mktemp("weights"))).save("tiny")
+    cfg.MODEL.WEIGHTS = str(next(tmp_path_factory.getbasetemp().glob("weights*/tiny.pth")))
+    return cfg
+
+
+def test_the_predictor_answers_in_the_coordinates_of_the_image(predictor_cfg):
+    image = np.random.RandomState(0).randint(0, 255, (60, 90, 3), dtype=np.uint8)
+    instances = DefaultPredictor(predictor_cfg)(image)["instances"]
+    assert instances.image_size == (60, 90)
+    assert len(instances) > 0
+    assert not predictor_cfg.is_frozen()
+
+
+def test_the_predictor_turns_the_channels_for_an_rgb_model(predictor_cfg):
+    image = np.random.RandomState(0).randint(0, 255, (60, 90, 3), dtype=np.uint8)
+    rgb = predictor_cfg.clone()
+    rgb.INPUT.FORMAT = "RGB"
+    from_bgr, from_rgb = DefaultPredictor(predictor_cfg)(image), DefaultPredictor(rgb)(image[:, :, ::-1])
+    assert torch.equal(from_bgr["instances"].scores, from_rgb["instances"].scores)
+
+
+@pytest.mark.parametrize(
+    ("image", "error", "message"),
+    [
+        (None, TypeError, "cv2.imread"),
+        (np.zeros((4, 4), np.uint8), ValueError, r"\(4, 4\)"),
+        (np.zeros((0, 4, 3), np.uint8), ValueError, r"\(0, 4, 3\)"),
+    ],
+)
+def test_the_predictor_refuses_what_is_no_image(predictor_cfg, image, error, message):
+    with pytest.raises(error, match=message):
+        DefaultPredictor(predictor_cfg)(image)
+
+
+def test_the_predictor_refuses_other_formats(predictor_cfg):
+    cfg = predictor_cfg.clone()
+    cfg.INPUT.FORMAT = "L"
+    with pytest.raises(ValueError, match="'L'"):
+        DefaultPredictor(cfg)

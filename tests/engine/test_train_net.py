@@ -1,0 +1,225 @@
+"""From the command line to weights and results: tools/train_net.py and its relatives, on generated pictures."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from detlab.data.datasets.shapes import generate_shapes
+from detlab.engine.defaults import default_argument_parser
+from detlab.engine.hooks import EVALUATION_HOOK_REGISTRY, HOOK_REGISTRY
+from tests.modeling.tiny import tiny_config
+
+USER_MODULE = str(Path(__file__).with_name("user_module.py"))
+NUM_ITERS = 6
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A folder of a few generated pictures."""
+    folder = tmp_path_factory.mktemp("data") / "shapes"
+    generate_shapes(str(folder), num_train=12, num_val=3, image_size=(64, 80))
+    return folder
+
+
+@pytest.fixture
+def command(pictures, tmp_path, monkeypatch):
+    """``command(*arguments)``: a command line for a tiny model of the user's module."""
+    monkeypatch.setenv("USER_MODULE_PICTURES", str(pictures))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    registered = [(registry, dict(registry._obj_map)) for registry in (HOOK_REGISTRY, EVALUATION_HOOK_REGISTRY)]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    cfg = tiny_config(masks=True)
+    cfg.merge_from_list(
+        [
+            "MODEL.BACKBONE.NAME", "TwoMaps",
+            "MODEL.ROI_HEADS.NAME", "RandomlyDeafROIHeads",
+            "MODEL.ROI_HEADS.NUM_CLASSES", 5,
+            "DATASETS.TRAIN", ["user_train"],
+            "DATASETS.TEST", ["user_val"],
+            "DATALOADER.NUM_WORKERS", 0,
+            "INPUT.MIN_SIZE_TRAIN", [64, 72],
+            "INPUT.MIN_SIZE_TEST", 64,
+            "SOLVER.IMS_PER_BATCH", 2,
+            "SOLVER.MAX_ITER", NUM_ITERS,
+            "SOLVER.STEPS", [4],
+            "SOLVER.WARMUP_ITERS", 2,
+            "SOLVER.CHECKPOINT_PERIOD", 2,
+            "SEED", 3,
+        ]
+    )  # fmt: skip
+    config_file = tmp_path / "config.yaml"
+    config_file.write_text(cfg.dump())
+
+    def make(output, *flags, options=()):
+        return ["--config-file", str(config_file), "--import", USER_MODULE, *flags,
+                "OUTPUT_DIR", str(tmp_path / output), *options]  # fmt: skip
+
+    yield make
+    torch.set_num_threads(threads)
+    for registry, objects in registered:
+        registry._obj_map.clear()
+        registry._obj_map.update(objects)
+
+
+def load_tool(name, project_root):
+    spec = importlib.util.spec_from_file_location(name, project_root / "tools" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run_tool(project_root):
+    """Runs a tool's ``main`` in this process."""
+
+    def run(arguments, tool="train_net"):
+        return load_tool(tool, project_root).main(default_argument_parser().parse_args(arguments))
+
+    return run
+
+
+def in_new_process(arguments, project_root, tool="train_net", **environment):
+    """Runs a tool as a user does."""
+    command = [sys.executable, str(project_root / "tools" / f"{tool}.py"), *arguments]
+    variables = {**os.environ, "PYTHONPATH": str(project_root), **environment}
+    return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300)
+
+
+def saved_weights(folder, name="model_final.pth"):
+    return torch.load(Path(folder, name), weights_only=True)["model"]
+
+
+def assert_same(first, second):
+    assert first.keys() == second.keys()
+    different = [name for name in first if not torch.equal(first[name], second[name])]
+    assert not different, different
+
+
+def test_a_users_module_trains_is_evaluated_and_leaves_everything(command, run_tool, tmp_path):
+    results = run_tool(command("a"))
+    folder = tmp_path / "a"
+    assert {"bbox", "segm"} <= set(results)
+    names = {path.name for path in folder.iterdir()}
+    assert {"config.yaml", "log.txt", "metrics.json", "last_checkpoint", "model_final.pth"} <= names
+    assert {"model_0000001.pth", "model_0000003.pth", "model_0000005.pth"} <= names
+    assert (folder / "iterations.txt").read_text().split() == [str(i) for i in range(NUM_ITERS)]
+    assert (folder / "results.txt").read_text() == str(results["bbox"]["AP"])
+    rows = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    assert {"total_loss", "loss_mask", "loss_rpn_cls", "lr", "data_time", "time"} <= set(rows[0])
+    assert "bbox/AP" in rows[-1]
+    assert "TwoMaps" in (folder / "config.yaml").read_text()
+
+    options = ["MODEL.WEIGHTS", str(folder / "model_final.pth")]
+    again = run_tool(command("b", "--eval-only", options=options))
+    assert again == pytest.approx(results, nan_ok=True) or str(again) == str(results)
+    assert not (tmp_path / "b" / "model_final.pth").exists()
+    assert str(run_tool(command("a", "--eval-only", "--resume"))) == str(results)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_run_killed_in_the_middle_and_resumed_ends_with_the_same_weights(
+    command, run_tool, project_root, tmp_path, num_workers
+):
+    options = ["DATALOADER.NUM_WORKERS", str(num_workers), "DATASETS.TEST", "()"]
+    run_tool(command("whole", options=options))
+    killed = in_new_process(command("killed", options=options), project_root, USER_MODULE_KILL_AFTER="4")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert (tmp_path / "killed" / "last_checkpoint").read_text() == "model_0000003.pth"
+    run_tool(command("killed", "--resume", options=[*options, "SEED", "55"]))
+    assert (tmp_path / "killed" / "iterations.txt").read_text().split() == list("0123445")
+    assert_same(saved_weights(tmp_path / "whole"), saved_weights(tmp_path / "killed"))
+
+
+def test_the_plain_loop_ends_with_the_same_weights_and_resumes(command, run_tool, tmp_path):
+    options = ["DATASETS.TEST", "()"]
+    run_tool(command("hooks", options=options))
+    run_tool(command("plain", options=options), tool="plain_train_net")
+    assert_same(saved_weights(tmp_path / "hooks"), saved_weights(tmp_path / "plain"))
+
+    (tmp_path / "plain" / "last_checkpoint").write_text("model_0000003.pth")
+    run_tool(command("plain", "--resume", options=[*options, "SEED", "55"]), tool="plain_train_net")
+    assert_same(saved_weights(tmp_path / "hooks"), saved_weights(tmp_path / "plain"))
+
+
+def test_python_configs_train_resume_and_are_evaluated(command, run_tool, project_root, tmp_path):
+    config = str(project_root / "tests" / "engine" / "lazy_tiny.py")
+
+    def run(*flags, options=()):
+        arguments = ["--config-file", config, "--import", USER_MODULE, *flags]
+        return run_tool([*arguments, f"train.output_dir={tmp_path}/lazy", *options], tool="lazyconfig_train_net")
+
+    run()
+    folder = tmp_path / "lazy"
+    whole = saved_weights(folder)
+    assert {"model_0000003.pth", "model_0000005.pth", "config.yaml"} <= {path.name for path in folder.iterdir()}
+    assert not (folder / "model_0000001.pth").exists()
+    results = (folder / "results.txt").read_text()
+    assert results != "None"
+
+    (folder / "last_checkpoint").write_text("model_0000003.pth")
+    run("--resume", options=["train.seed=55"])
+    assert (folder / "iterations.txt").read_text().split() == list("01234545")
+    assert_same(whole, saved_weights(folder))
+    evaluated = run("--eval-only", options=[f"train.init_checkpoint={folder}/model_final.pth"])
+    assert str(evaluated["bbox"]["AP"]) == results
+
+
+def test_two_processes_on_the_cpu_train_and_evaluate(command, project_root, tmp_path):
+    done = in_new_process(command("two", "--num-gpus", "2"), project_root)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "two" / "log.txt.rank1").exists()
+    assert (tmp_path / "two" / "model_final.pth").exists()
+    assert (tmp_path / "two" / "results.txt").read_text() != "None"
+
+
+# ------------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (["DATASETS.TRAIN", "['user_trian']"], KeyError, "user_trian.*user_train"),
+        (["MODEL.ROI_HEADS.NUM_CLASSES", "2"], ValueError, "NUM_CLASSES"),
+        (["DATASETS.TRAIN", "[]"], ValueError, "DATASETS.TRAIN|empty|no "),
+        (["MODEL.DEVICE", "cuda"], ValueError, "MODEL.DEVICE cpu"),
+        (["MODEL.BACKBONE.NAME", "ThreeMaps"], KeyError, "TwoMaps"),
+        (["SOLVER.BASE_LRR", "1"], KeyError, "SOLVER.BASE_LR"),
+        (["FLOAT32_PRECISION", "best"], ValueError, "highest"),
+        (["SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.PRECISION", "fp16"], ValueError, "float16"),
+        (["SOLVER.IMS_PER_BATCH", "3", "SOLVER.REFERENCE_WORLD_SIZE", "2"], ValueError, "IMS_PER_BATCH 3"),
+    ],
+)
+def test_bad_settings_are_refused_with_value_and_cure(command, run_tool, options, error, message):
+    if options[:2] == ["MODEL.DEVICE", "cuda"] and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(error, match=f"(?s){message}"):
+        run_tool(command("bad", options=options))
+
+
+def test_an_output_directory_that_cannot_be_written_is_refused_before_training(command, run_tool, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"(?s)cannot write to .*file/out.*OUTPUT_DIR"):
+        run_tool(command("file/out"))
+
+
+def test_evaluating_on_nothing_is_refused(command, run_tool):
+    with pytest.raises(ValueError, match=r"DATASETS\.TEST is empty"):
+        run_tool(command("a", "--eval-only", options=["DATASETS.TEST", "[]"]))
+
+
+def test_a_module_that_is_not_there_is_refused(command, run_tool):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.py"):
+        run_tool(["--import", "nowhere.py", *command("a")])
+
+
+def test_flags_behind_settings_are_refused(command, run_tool):
+    with pytest.raises(ValueError, match="--resume"):
+        run_tool([*command("a"), "--resume", "1"])
