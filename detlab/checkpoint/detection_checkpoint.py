@@ -160,6 +160,22 @@ class DetectionCheckpointer(Checkpointer):
                 self._load_object(key, checkpoint.pop(key), path)
         return checkpoint
 
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """Goes on from the last checkpoint, with everything, or begins with the weights of ``path`` alone.
+
+        Args:
+            path: as for :meth:`load`.
+            resume: go on from the last checkpoint, if there is one.
+
+        Returns:
+            As :meth:`load`.
+        """
+        last = self.get_checkpoint_file() if resume else ""
+        if self._is_distributed:
+            # Ranks on another machine may not see the directory; all must load the same.
+            last = comm.broadcast(last)
+        return self.load(last) if last else self.load(path, checkpointables=[])
+
     def _load_object(self, key: str, state: Any, path: str) -> None:
         self.logger.info("Loading %s from %s ...", key, path)
         try:

@@ -291,7 +291,7 @@ def _load_on_rank(rank, port, folder):
     os.makedirs(own_folder)
     checkpointer.save("model")
     assert checkpointer.save_to_disk == (rank == 0)
-    rest = checkpointer.load(f"{own_folder}/model.pth")
+    rest = checkpointer.resume_or_load("", resume=True)
     with open(f"{folder}/{rank}.txt", "w") as file:
         file.write(f"{rest} {checkpointer.checkpointables['optimizer'].param_groups[0]['lr']}")
     try:
