@@ -86,7 +86,7 @@ def register_all_coco(root: str) -> None:
 def _register_coco_panoptic(folder: str, split: str) -> None:
     images, instances = COCO_INSTANCES[split]
     suffix = instances.removeprefix("instances_")
-    files = {
+    files: dict[str, Any] = {
         "image_root": os.path.join(folder, images),
         "panoptic_root": os.path.join(folder, f"panoptic_{suffix}"),
         "panoptic_json": os.path.join(folder, "annotations", f"panoptic_{suffix}.json"),

@@ -87,6 +87,9 @@ def locked(path: str) -> Iterator[None]:
     """Lets one process at a time, of those on this machine that name the same ``path``, into the block."""
     import portalocker
 
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    with portalocker.Lock(f"{path}.lock", timeout=3600, check_interval=0.2, fail_when_locked=False):
+    folder, name = os.path.split(os.path.abspath(path))
+    os.makedirs(folder, exist_ok=True)
+    with portalocker.Lock(
+        os.path.join(folder, f".{name}.lock"), timeout=3600, check_interval=0.2, fail_when_locked=False
+    ):
         yield

@@ -417,7 +417,7 @@ class _SplitWriter:
         annotation = {"id": len(self.instances) + 1, "image_id": image_id, **_instance(obj)}
         self.instances.append(annotation)
         if obj.category["name"] == "triangle":
-            self.keypoints.append({**annotation, **_keypoints(obj)})
+            self.keypoints.append({**annotation, "category_id": 1, **_keypoints(obj)})
 
     def _path(self, *parts: str) -> str:
         return os.path.join(self.root, *parts)
@@ -428,7 +428,7 @@ class _SplitWriter:
         skeleton = {"keypoints": list(SHAPES_KEYPOINT_NAMES), "skeleton": [[1, 2], [1, 3], [2, 3]]}
         everything = [{k: c[k] for k in ("id", "name", "isthing", "color")} for c in SHAPES_CATEGORIES]
         self._write("instances", self.instances, things)
-        self._write("keypoints", self.keypoints, [{**triangle, **skeleton}])
+        self._write("keypoints", self.keypoints, [{**triangle, "id": 1, **skeleton}])
         self._write("panoptic", self.panoptic, everything)
 
     def _write(self, kind: str, annotations: list[dict[str, Any]], categories: list[dict[str, Any]]) -> None:
