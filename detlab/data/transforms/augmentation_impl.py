@@ -387,11 +387,13 @@ def _check_crop(crop_type: str, crop_size: Sequence[float]) -> None:
     if len(crop_size) != 2:
         raise ValueError(f"crop_size (INPUT.CROP.SIZE) is two numbers; got {crop_size}")
     if crop_type.startswith("relative") and not all(0 < part <= 1 for part in crop_size):
-        raise ValueError(f"crop_size of type {crop_type!r} is fractions in (0, 1]; got {crop_size}")
+        raise ValueError(f"crop_size (INPUT.CROP.SIZE) of type {crop_type!r} is fractions in (0, 1]; got {crop_size}")
     if crop_type.startswith("absolute") and not all(side >= 1 for side in crop_size):
-        raise ValueError(f"crop_size of type {crop_type!r} is in pixels, at least 1; got {crop_size}")
+        raise ValueError(f"crop_size (INPUT.CROP.SIZE) of type {crop_type!r} is in pixels, at least 1; got {crop_size}")
     if crop_type == "absolute_range" and crop_size[0] > crop_size[1]:
-        raise ValueError(f"crop_size of type 'absolute_range' is the smallest and largest; got {crop_size}")
+        raise ValueError(
+            f"crop_size (INPUT.CROP.SIZE) of type 'absolute_range' is the smallest, then the largest; got {crop_size}"
+        )
 
 
 class RandomCrop_CategoryAreaConstraint(Augmentation):
