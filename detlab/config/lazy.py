@@ -273,6 +273,8 @@ def _assignments(value: Any, path: str) -> Iterator[str]:
 
 def _expression(value: Any, indent: str) -> str:
     """Python-like text of a value, broken into lines where it is long."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dump_dataclass(value)
     if isinstance(value, Mapping) and TARGET in value:
         parts = [(f"{key}=", item) for key, item in value.items() if key != TARGET]
         opening, closing = f"{dotted_name(value[TARGET])}(", ")"

@@ -239,6 +239,11 @@ def test_a_config_reads_as_python():
     assert "{'a b': 1}" in LazyConfig.to_py(config)
 
 
+def test_a_dataclass_reads_as_the_call_that_makes_it():
+    text = LazyConfig.to_py(L("pkg.f")(shape=Shape(4)))
+    assert text.startswith("cfg = pkg.f(shape=") and text.endswith("test_lazy.Shape(width=4))\n")
+
+
 def test_long_calls_are_broken_into_lines():
     config = OmegaConf.create({"net": L("pkg.Net")(first="a" * 60, second=["b" * 60], third=1)})
     assert LazyConfig.to_py(config) == (

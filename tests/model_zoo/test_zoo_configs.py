@@ -52,7 +52,9 @@ def test_every_recorded_config_resolves_to_exactly_its_settings(shared_dir):
 
 
 def test_every_yaml_config_states_only_what_its_base_does_not():
-    for path in sorted(CONFIGS.rglob("*.yaml")):
+    # The quick start is read as an example, where a default may be worth stating.
+    zoo = [path for path in CONFIGS.rglob("*.yaml") if "quick_start" not in path.parts]
+    for path in sorted(zoo):
         own = yaml.safe_load(path.read_text())
         base = CfgNode.load_yaml_with_base(os.path.join(path.parent, own.pop("_BASE_"))) if "_BASE_" in own else {}
         below = {**dict(leaves(get_cfg())), **dict(leaves(base))}
@@ -80,12 +82,14 @@ def test_a_python_config_builds_the_same_model_as_the_yaml_one(pair):
 
 
 def settings_of(model):
-    """Every plain public value held by a module of the model, under the module's name."""
+    """Every plain public value held by a module of the model, under the module's name; weights of 1 are left out."""
     found = {}
     for name, module in model.named_modules():
         for key, value in vars(module).items():
             if not key.startswith("_") and isinstance(value, (bool, int, float, str, list, tuple, dict)):
                 plain = as_lists(value)
+                if isinstance(plain, dict):
+                    plain = {part: weight for part, weight in plain.items() if weight != 1.0}
                 if "object at" not in repr(plain):
                     found[f"{name}.{key}"] = plain
     return found
