@@ -1,3 +1,61 @@
 """Training and inference programs: the loop, its hooks, trainers made from configs, starting of processes."""
 
-__all__: list[str] = []
+from detlab.engine import hooks
+from detlab.engine.defaults import (
+    DefaultPredictor,
+    DefaultTrainer,
+    config_from_args,
+    create_ddp_model,
+    default_argument_parser,
+    default_setup,
+    default_writers,
+    evaluate_only,
+)
+from detlab.engine.hooks import (
+    EVALUATION_HOOK_REGISTRY,
+    HOOK_REGISTRY,
+    AutogradProfiler,
+    BestCheckpointer,
+    CallbackHook,
+    EvalHook,
+    IterationTimer,
+    LRScheduler,
+    PeriodicCheckpointer,
+    PeriodicWriter,
+    PreciseBN,
+    TorchMemoryStats,
+    TorchProfiler,
+)
+from detlab.engine.launch import DEFAULT_TIMEOUT, launch
+from detlab.engine.train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
+
+__all__ = [
+    "DEFAULT_TIMEOUT",
+    "EVALUATION_HOOK_REGISTRY",
+    "HOOK_REGISTRY",
+    "AMPTrainer",
+    "AutogradProfiler",
+    "BestCheckpointer",
+    "CallbackHook",
+    "DefaultPredictor",
+    "DefaultTrainer",
+    "EvalHook",
+    "HookBase",
+    "IterationTimer",
+    "LRScheduler",
+    "PeriodicCheckpointer",
+    "PeriodicWriter",
+    "PreciseBN",
+    "SimpleTrainer",
+    "TorchMemoryStats",
+    "TorchProfiler",
+    "TrainerBase",
+    "config_from_args",
+    "create_ddp_model",
+    "default_argument_parser",
+    "default_setup",
+    "default_writers",
+    "evaluate_only",
+    "hooks",
+    "launch",
+]

@@ -13,12 +13,9 @@ from torch import nn
 from detlab.engine.defaults import create_ddp_model
 from detlab.engine.hooks import PreciseBN
 from detlab.engine.train_loop import SimpleTrainer
-from detlab.modeling.meta_arch.build import build_model
-from detlab.solver.build import build_optimizer
 from detlab.utils import comm
 from detlab.utils.events import EventStorage
 from tests.engine.toys import Poisoned, ToyLoader, ToyModel, toy_trainer, weights
-from tests.modeling.tiny import tiny_batch, tiny_config
 
 
 def write_place(folder):
@@ -90,28 +87,15 @@ def gather_statistics(folder):
                Path(folder, f"{comm.get_rank()}.pth"))  # fmt: skip
 
 
-def say_rank_and_threads(folder):
+def say_rank(folder):
     """For torchrun."""
     Path(folder, f"{comm.get_rank()}_of_{comm.get_world_size()}").write_text(os.environ["LOCAL_RANK"])
     return "done"
 
 
-def train_detector(folder, num_iters):
-    """Trains a detector on the same batch of four images, of which two have no objects: those of the second rank."""
-    torch.manual_seed(0)
-    cfg = tiny_config(masks=True)
-    # So many that all are taken: which boxes are drawn is random, and differs between ranks.
-    cfg.MODEL.RPN.BATCH_SIZE_PER_IMAGE = cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 10**6
-    cfg.SOLVER.BASE_LR, cfg.SOLVER.WARMUP_ITERS = 0.01, 2
-    model = build_model(cfg)
-    optimizer = build_optimizer(cfg, model)
-    batch = tiny_batch(sizes=((64, 96), (80, 64), (64, 96), (80, 64)), num_objects=(2, 3, 0, 0))
-    share = len(batch) // comm.get_world_size()
-    own = batch[comm.get_rank() * share : (comm.get_rank() + 1) * share]
-    trainer = SimpleTrainer(create_ddp_model(model, broadcast_buffers=False), [own], optimizer)
-    trainer.train(0, num_iters)
-    if comm.is_main_process():
-        losses = {
-            name: trainer.storage.history(name).values() for name in trainer.storage.histories() if "loss" in name
-        }
-        torch.save({"weights": model.state_dict(), "losses": losses}, Path(folder, "detector.pth"))
+def run_all(folder):
+    """All of the above that end well, as starting processes takes longest."""
+    write_place(folder)
+    meet_a_bad_loss(folder)
+    gather_statistics(folder)
+    train_ddp(folder, 10)

@@ -21,21 +21,24 @@ NUM_ITERS = 6
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """A folder of a few generated pictures."""
+def _user_module(tmp_path_factory):
+    """A folder of a few generated pictures for the user's module, whose hooks are gone afterwards."""
     folder = tmp_path_factory.mktemp("data") / "shapes"
     generate_shapes(str(folder), num_train=12, num_val=3, image_size=(64, 80))
-    return folder
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("USER_MODULE_PICTURES", str(folder))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(threads)
+    for registry, name in ((HOOK_REGISTRY, "WriteIterations"), (EVALUATION_HOOK_REGISTRY, "note_results")):
+        registry._obj_map.pop(name, None)
 
 
 @pytest.fixture
-def command(pictures, tmp_path, monkeypatch):
+def command(_user_module, tmp_path):
     """``command(*arguments)``: a command line for a tiny model of the user's module."""
-    monkeypatch.setenv("USER_MODULE_PICTURES", str(pictures))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    registered = [(registry, dict(registry._obj_map)) for registry in (HOOK_REGISTRY, EVALUATION_HOOK_REGISTRY)]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     cfg = tiny_config(masks=True)
     cfg.merge_from_list(
         [
@@ -62,11 +65,7 @@ def command(pictures, tmp_path, monkeypatch):
         return ["--config-file", str(config_file), "--import", USER_MODULE, *flags,
                 "OUTPUT_DIR", str(tmp_path / output), *options]  # fmt: skip
 
-    yield make
-    torch.set_num_threads(threads)
-    for registry, objects in registered:
-        registry._obj_map.clear()
-        registry._obj_map.update(objects)
+    return make
 
 
 def load_tool(name, project_root):
@@ -118,8 +117,8 @@ def test_a_users_module_trains_is_evaluated_and_leaves_everything(command, run_t
     assert "TwoMaps" in (folder / "config.yaml").read_text()
 
     options = ["MODEL.WEIGHTS", str(folder / "model_final.pth")]
-    again = run_tool(command("b", "--eval-only", options=options))
-    assert again == pytest.approx(results, nan_ok=True) or str(again) == str(results)
+    # As text, since sizes without objects have a value that differs from itself.
+    assert str(run_tool(command("b", "--eval-only", options=options))) == str(results)
     assert not (tmp_path / "b" / "model_final.pth").exists()
     assert str(run_tool(command("a", "--eval-only", "--resume"))) == str(results)
 

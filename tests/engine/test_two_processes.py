@@ -31,7 +31,7 @@ def train(path: str) -> None:
     cfg = config()
     model = build_model(cfg)
     optimizer = build_optimizer(cfg, model)
-    batch = tiny_batch(sizes=((64, 96), (80, 64), (64, 64), (96, 80)), num_objects=(3, 2, 0, 0))
+    batch = tiny_batch(sizes=((64, 96),) * 4, num_objects=(3, 2, 0, 0))
     share = len(batch) // comm.get_world_size()
     own = batch[comm.get_rank() * share : (comm.get_rank() + 1) * share]
     trainer = SimpleTrainer(create_ddp_model(model), [own], optimizer)

@@ -14,14 +14,15 @@ from detlab.engine.train_loop import HookBase
 from detlab.modeling.backbone.backbone import Backbone
 from detlab.modeling.backbone.build import BACKBONE_REGISTRY
 from detlab.modeling.roi_heads.roi_heads import ROI_HEADS_REGISTRY, StandardROIHeads
+from detlab.utils.comm import is_main_process
+
+PICTURES = os.environ["USER_MODULE_PICTURES"]
 
 
 def output_dir(cfg):
     """Of a yaml or a Python config."""
     return cfg.OUTPUT_DIR if "OUTPUT_DIR" in cfg else cfg.train.output_dir
 
-
-PICTURES = os.environ["USER_MODULE_PICTURES"]
 
 for split in ("train", "val"):
     register_coco_instances(
@@ -78,6 +79,8 @@ def note_results(trainer):
 
     class NoteResults(HookBase):
         def after_train(self):
+            if not is_main_process():
+                return
             value, _ = self.trainer.storage.latest().get("bbox/AP", (None, 0))
             with open(os.path.join(output_dir(trainer.cfg), "results.txt"), "w") as file:
                 file.write(str(value))
