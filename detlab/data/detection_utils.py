@@ -594,9 +594,9 @@ def gen_crop_transform_with_instance(
         raise ValueError(
             f"the center of bbox {instance['bbox']} is not in the image of height and width {tuple(image_size)}"
         )
-    lowest = np.maximum(np.floor(center).astype(int) - crop_hw, 0)
-    highest = np.minimum(np.ceil(center).astype(int), image_hw - crop_hw)
-    top, left = np.random.randint(np.minimum(lowest, highest), highest + 1).tolist()
+    lowest = np.maximum(np.ceil(center).astype(int) - crop_hw, 0)
+    highest = np.minimum(np.floor(center).astype(int), image_hw - crop_hw)
+    top, left = np.random.randint(lowest, highest + 1).tolist()
     return CropTransform(left, top, int(crop_hw[1]), int(crop_hw[0]), int(image_hw[1]), int(image_hw[0]))
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -138,7 +139,7 @@ def test_crowds_are_left_out(record):
 
 
 def test_an_image_without_objects_has_the_same_fields(record):
-    options = dict(use_instance_mask=True, use_keypoint=True, keypoint_hflip_indices=[1, 0, 2])
+    options = {"use_instance_mask": True, "use_keypoint": True, "keypoint_hflip_indices": [1, 0, 2]}
     for mask_format in ("polygon", "bitmask"):
         full = mapper(**options, instance_mask_format=mask_format)(record)["instances"]
         empty = mapper(**options, instance_mask_format=mask_format)({**record, "annotations": []})["instances"]
@@ -158,7 +159,7 @@ def test_objects_that_a_crop_removes_are_gone(record):
 
 
 def test_everything_moves_together(record):
-    options = dict(use_instance_mask=True, use_keypoint=True, keypoint_hflip_indices=[1, 0, 2])
+    options = {"use_instance_mask": True, "use_keypoint": True, "keypoint_hflip_indices": [1, 0, 2]}
     for seed in range(10):
         np.random.seed(seed)
         augmentations = [T.RandomCrop("relative_range", (0.8, 0.8)), T.ResizeShortestEdge((60, 90)), T.RandomFlip()]
@@ -258,7 +259,7 @@ def test_a_missing_image_is_named(record):
 
 
 def test_a_truncated_jpeg_is_named(record, coco_records, tmp_path):
-    whole = open(coco_records[0]["file_name"], "rb").read()
+    whole = Path(coco_records[0]["file_name"]).read_bytes()
     (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"cut\.jpg"):
         mapper()({"file_name": str(tmp_path / "cut.jpg")})

@@ -24,9 +24,9 @@ TWICE_AND_FLIPPED = T.TransformList([T.ResizeTransform(HEIGHT, WIDTH, 80, 120), 
 def datasets():
     """Two datasets that agree and one that does not."""
     made = {
-        "_eyes_a": dict(keypoint_names=list(NAMES), keypoint_flip_map=[("left_eye", "right_eye")]),
-        "_eyes_b": dict(keypoint_names=list(NAMES), keypoint_flip_map=[("left_eye", "right_eye")]),
-        "_eyes_c": dict(keypoint_names=["nose"], keypoint_flip_map=[]),
+        "_eyes_a": {"keypoint_names": list(NAMES), "keypoint_flip_map": [("left_eye", "right_eye")]},
+        "_eyes_b": {"keypoint_names": list(NAMES), "keypoint_flip_map": [("left_eye", "right_eye")]},
+        "_eyes_c": {"keypoint_names": ["nose"], "keypoint_flip_map": []},
     }
     for name, values in made.items():
         MetadataCatalog.get(name).set(**values)
