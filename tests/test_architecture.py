@@ -84,8 +84,9 @@ def test_imports_only_go_down_the_ladder():
     wrong = []
     for module, path in MODULES.items():
         for target, line in own_targets(path):
-            same_package = module.split(".")[1:2] == target.split(".")[1:2] and target not in RAISED_FILES
-            if not same_package and module != target and level_of(target) >= level_of(module):
+            same_package = module.split(".")[1:2] == target.split(".")[1:2]
+            is_peer = same_package and level_of(target) <= level_of(module)
+            if not is_peer and level_of(target) >= level_of(module):
                 wrong.append(f"{path.relative_to(ROOT)}:{line} imports {target}")
     assert not wrong, "\n".join(wrong)
 

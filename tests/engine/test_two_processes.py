@@ -20,7 +20,7 @@ def config():
     """Every anchor and proposal takes part, so that no random draw differs between one process and two."""
     cfg = tiny_config(masks=True, keypoints=True)
     cfg.merge_from_list(["MODEL.RPN.BATCH_SIZE_PER_IMAGE", 100000, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 100000,
-                         "SOLVER.BASE_LR", 0.02])  # fmt: skip
+                         "SOLVER.BASE_LR", 0.002])  # fmt: skip
     return cfg
 
 
@@ -42,14 +42,18 @@ def train(path: str) -> None:
 
 @pytest.mark.parametrize("processes", [2])
 def test_weights_after_ten_iterations_are_those_of_one_process(processes, tmp_path):
-    """Within 1e-5 of each tensor's largest change: sums in another order round differently."""
+    """Within a thousandth of each tensor's largest change, as sums in another order round differently.
+
+    The images are of one size, since each process pads its own part of the batch; and the learning rate is small, as
+    the choice of proposals is a step function that turns a rounding error into another box sooner or later.
+    """
     one, many = tmp_path / "one.pth", tmp_path / "many.pth"
     start = build_from_seed()
     launch(train, 1, args=(str(one),), device="cpu")
     launch(train, processes, dist_url="auto", args=(str(many),), device="cpu")
     expected, got = load(one), load(many)
     changes = {name: (value - start[name]).abs().max() for name, value in expected.items()}
-    assert sum(change > 1e-4 for change in changes.values()) > len(changes) / 2, "the weights hardly moved"
+    assert sum(change > 100 * 1e-6 for change in changes.values()) > len(changes) / 2, "the weights hardly moved"
     for name, value in expected.items():
         allowed = 1e-3 * changes[name] + 1e-6
         assert (value - got[name]).abs().max() <= allowed, name
