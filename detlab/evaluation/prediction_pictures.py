@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from detlab.data.catalog import DatasetCatalog, Metadata, MetadataCatalog
+from detlab.data.catalog import DatasetCatalog, MetadataCatalog
 from detlab.structures.boxes import Boxes
 from detlab.structures.instances import Instances
 from detlab.utils.colormap import colormap
@@ -106,12 +106,8 @@ def _with_class_colors(metadata: Any) -> Any:
         return metadata
     palette = colormap(rgb=True)
     colors = [palette[index % len(palette)].tolist() for index in range(len(names))]
-    shown = {
-        key: metadata.get(key)
-        for key in ("thing_classes", "keypoint_names", "keypoint_connection_rules")
-        if metadata.get(key) is not None
-    }
-    return Metadata(**shown, thing_colors=colors)
+    shown = ("thing_classes", "keypoint_names", "keypoint_connection_rules")
+    return {"thing_colors": colors, **{key: metadata.get(key) for key in shown}}
 
 
 def pictures_of_results(

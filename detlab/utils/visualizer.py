@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from detlab.data.catalog import Metadata
 from detlab.structures.boxes import Boxes, BoxMode
 from detlab.structures.instances import Instances
 from detlab.structures.keypoints import Keypoints
@@ -53,7 +52,8 @@ class Visualizer:
 
     Args:
         img_rgb: (H, W, 3), RGB, uint8 or float in ``[0, 255]``.
-        metadata: of the dataset, for the names and colours of classes and keypoints; None: numbers for names.
+        metadata: of the dataset, for the names and colours of classes and keypoints: ``MetadataCatalog.get(name)``, or a
+            dict with ``thing_classes``, ``thing_colors``, ``stuff_classes`` ... None: numbers for names.
         scale: size of the picture relative to the image.
         instance_mode: how to colour objects.
         font_size_scale: factor of the font's size.
@@ -71,7 +71,7 @@ class Visualizer:
         if img_rgb.ndim != 3 or img_rgb.shape[2] != 3:
             raise ValueError(f"a picture to draw on is (H, W, 3), RGB; got an array of {img_rgb.shape}")
         self.img = np.clip(img_rgb, 0, 255).astype(np.uint8)
-        self.metadata = Metadata() if metadata is None else metadata
+        self.metadata = {} if metadata is None else metadata
         self.output = VisImage(self.img, scale=scale)
         self.keypoint_threshold = KEYPOINT_THRESHOLD
         self._instance_mode = instance_mode
@@ -216,7 +216,9 @@ class Visualizer:
     draw_panoptic_seg_predictions = draw_panoptic_seg
 
     def _segments_of(self, ids: np.ndarray) -> list[dict[str, Any]]:
-        divisor = self.metadata.label_divisor
+        divisor = self.metadata.get("label_divisor")
+        if divisor is None:
+            raise ValueError("panoptic ids without segments_info are read by label_divisor, which the metadata lack")
         things = set((self.metadata.get("thing_dataset_id_to_contiguous_id") or {}).values())
         labels = {i: i // divisor for i in np.unique(ids).tolist() if i >= 0}
         return [{"id": i, "category_id": label, "isthing": label in things} for i, label in labels.items()]
