@@ -12,6 +12,7 @@ import random
 import struct
 import time
 import weakref
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -318,7 +319,7 @@ class SimpleTrainer(TrainerBase):
                 "and did not call model.train() afterwards (detlab.evaluation.inference_context does both)"
             )
         asked_at = time.perf_counter()
-        batch = self._next_batch()
+        batch = next(self._data_loader_iter)
         waited = time.perf_counter() - asked_at
         if self._step_seed is None:
             self._step_seed = comm.shared_random_seed()
@@ -338,23 +339,12 @@ class SimpleTrainer(TrainerBase):
         """Change the weights by the gradients."""
         self.optimizer.step()
 
-    def _next_batch(self) -> Any:
+    @property
+    def _data_loader_iter(self) -> Iterator[Any]:
+        """The batches from the present iteration on, opened when the first is asked for."""
         if self._batches is None:
-            self._batches = self._open_loader()
-        try:
-            return next(self._batches)
-        except StopIteration:
-            self._batches = iter(self.data_loader)
-        try:
-            return next(self._batches)
-        except StopIteration:
-            raise ValueError("the data loader gives no batch: is the data set smaller than one batch?") from None
-
-    def _open_loader(self) -> Iterator[Any]:
-        seek = getattr(self.data_loader, "set_start_iteration", None)
-        if seek is not None:
-            seek(self.iter)
-        return iter(self.data_loader)
+            self._batches = _endless_batches(self.data_loader, self.iter)
+        return self._batches
 
     def reset_data_loader(self, data_loader_builder: Callable[[], Iterable[Any]]) -> None:
         """Replace the data loader; the old one is released before the builder is called."""
@@ -387,7 +377,7 @@ class SimpleTrainer(TrainerBase):
         records, self._unwritten = self._unwritten[:count], self._unwritten[count:]
         if not records:
             return
-        of_ranks = comm.all_gather([_arrived_metrics(record) for record in records])
+        of_ranks = _exchange([_arrived_metrics(record) for record in records])
         for step, record in enumerate(records):
             metrics = [steps[step] for steps in of_ranks]
             if not all(m.is_finite for m in metrics):
@@ -408,7 +398,7 @@ class SimpleTrainer(TrainerBase):
             FloatingPointError: on every rank, if a loss of any rank is not finite.
         """
         values = _stack_scalars(loss_dict).tolist()
-        of_ranks = comm.all_gather(_StepMetrics(cur_iter, dict(zip(loss_dict, values)), data_time))
+        of_ranks = [steps[0] for steps in _exchange([_StepMetrics(cur_iter, dict(zip(loss_dict, values)), data_time)])]
         if not all(m.is_finite for m in of_ranks):
             raise FloatingPointError("\n".join(_describe_losses(of_ranks)))
         _put_metrics(of_ranks, prefix)
@@ -515,6 +505,19 @@ class AMPTrainer(SimpleTrainer):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
 
 
+def _endless_batches(data_loader: Iterable[Any], start_iteration: int) -> Iterator[Any]:
+    """The batches of a loader, over and over; one that can begins at that of ``start_iteration``."""
+    if hasattr(data_loader, "set_start_iteration"):
+        data_loader.set_start_iteration(start_iteration)
+    while True:
+        is_empty = True
+        for batch in data_loader:
+            is_empty = False
+            yield batch
+        if is_empty:
+            raise ValueError("the data loader gives no batch: is the data set smaller than one batch?")
+
+
 # ---------------------------------------------------------------------------------------------- losses and metrics
 
 
@@ -559,6 +562,36 @@ def _arrived_metrics(record: _StepLosses) -> _StepMetrics:
     if record.arrived is not None:
         record.arrived.synchronize()
     return _StepMetrics(record.iteration, dict(zip(record.names, record.values.tolist())), record.data_time)
+
+
+# Losses of a step that fit into the table which the ranks exchange.
+_MAX_TABLE_LOSSES = 30
+
+
+def _exchange(own: list[_StepMetrics]) -> list[list[_StepMetrics]]:
+    """What each rank has noted of the same steps, in order of rank; all ranks must call it.
+
+    One exchange of numbers, if all ranks have losses of the same names, as they nearly always do.
+    """
+    if comm.get_world_size() == 1:
+        return [own]
+    tables = comm.all_gather_tensor(torch.tensor([_table_row(step) for step in own], dtype=torch.float64))
+    checksums = tables[:, :, 0]
+    if (checksums < 0).any() or (checksums != checksums[0]).any():
+        return comm.all_gather(own)
+    return [[_from_table_row(step, row) for step, row in zip(own, table.tolist())] for table in tables]
+
+
+def _table_row(step: _StepMetrics) -> list[float]:
+    """A checksum of the names (-1 if there are too many losses), the data time, and the losses."""
+    values = list(step.losses.values())[:_MAX_TABLE_LOSSES]
+    checksum = -1 if len(step.losses) > _MAX_TABLE_LOSSES else zlib.crc32("\n".join(step.losses).encode())
+    return [checksum, step.data_time, *values, *[0.0] * (_MAX_TABLE_LOSSES - len(values))]
+
+
+def _from_table_row(own: _StepMetrics, row: list[float]) -> _StepMetrics:
+    """Another rank's metrics, whose losses have the names of ours."""
+    return _StepMetrics(own.iteration, dict(zip(own.losses, row[2:])), row[1])
 
 
 def _put_metrics(of_ranks: Sequence[_StepMetrics], prefix: str = "") -> None:

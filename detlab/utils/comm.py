@@ -16,6 +16,7 @@ from torch import Tensor
 
 __all__ = [
     "all_gather",
+    "all_gather_tensor",
     "all_reduce_mean",
     "broadcast",
     "create_local_process_group",
@@ -247,6 +248,24 @@ def all_reduce_mean(value: Tensor) -> Tensor:
     with torch.no_grad():
         dist.all_reduce(total, group=_group_for(total))
     return total / world_size
+
+
+def all_gather_tensor(value: Tensor) -> Tensor:
+    """Every rank's tensor, on every rank, in order of rank, without gradient; all ranks must call it.
+
+    Quicker than :func:`all_gather`, which has to find out first how much there is to send.
+
+    Args:
+        value: of the same shape and dtype on every rank.
+
+    Returns:
+        (W, *shape), on the device of ``value``.
+    """
+    if get_world_size() == 1:
+        return value.detach()[None]
+    gathered = [torch.empty_like(value) for _ in range(get_world_size())]
+    dist.all_gather(gathered, value.detach().contiguous(), group=_group_for(value))
+    return torch.stack(gathered)
 
 
 def _group_for(tensor: Tensor) -> Any:

@@ -87,6 +87,18 @@ def gather_statistics(folder):
                Path(folder, f"{comm.get_rank()}.pth"))  # fmt: skip
 
 
+def write_metrics_of_different_models(folder):
+    """The ranks have losses of other names, and then more of them than usual."""
+    rank = comm.get_rank()
+    with EventStorage() as storage:
+        SimpleTrainer.write_metrics({"loss_a": torch.tensor(1.0 + rank), f"loss_{rank}": torch.tensor(4.0)}, rank, 0)
+        many = {f"loss_many_{i}": torch.tensor(float(i + rank)) for i in range(100)}
+        SimpleTrainer.write_metrics(many, 0.0, 1)
+    if comm.is_main_process():
+        values = {name: value for name, (value, _) in storage.latest().items()}
+        Path(folder, "metrics.json").write_text(json.dumps(values))
+
+
 def say_rank(folder):
     """For torchrun."""
     Path(folder, f"{comm.get_rank()}_of_{comm.get_world_size()}").write_text(os.environ["LOCAL_RANK"])
@@ -97,5 +109,6 @@ def run_all(folder):
     """All of the above that end well, as starting processes takes longest."""
     write_place(folder)
     meet_a_bad_loss(folder)
+    write_metrics_of_different_models(folder)
     gather_statistics(folder)
     train_ddp(folder, 10)

@@ -66,6 +66,13 @@ def test_all_ranks_stop_together_at_a_loss_that_is_not_finite(two_processes):
         assert "2_2.jpg" not in text
 
 
+def test_losses_are_averaged_also_when_ranks_have_others_or_many(two_processes):
+    metrics = json.loads((two_processes / "metrics.json").read_text())
+    assert metrics["loss_a"] == 1.5
+    assert metrics["loss_0"] == 2.0
+    assert metrics["loss_many_99"] == 99.5
+
+
 def test_precise_statistics_are_those_of_all_ranks(two_processes):
     parts = [torch.load(two_processes / f"{rank}.pth") for rank in range(2)]
     pixels = torch.cat([b.transpose(0, 1).flatten(1) for part in parts for b in part["batches"]], dim=1)
