@@ -50,7 +50,11 @@ class DatasetMapper:
       objects have the same fields as others;
     - ``proposals``: if there are ``proposal_boxes`` and a number of them is asked for.
 
-    ``annotations`` and ``sem_seg_file_name`` are taken out. ``width`` and ``height`` stay those of the file.
+    ``annotations`` and ``sem_seg_file_name`` are taken out. ``width`` and ``height`` stay those of the file::
+
+        mapper = DatasetMapper(cfg, is_train=True)
+        mapper = DatasetMapper(cfg, is_train=True, augmentations=[T.Resize((640, 640)), T.RandomFlip()])
+        sample = mapper(DatasetCatalog.get("coco_2017_train")[0])
 
     Args:
         is_train: whether to use annotations.

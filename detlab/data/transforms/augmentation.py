@@ -4,13 +4,14 @@ An augmentation looks at what it asks for by the argument names of its ``get_tra
 draws from numpy's global random numbers, and returns a transform, which draws nothing and can be applied again to
 whatever else belongs to the sample::
 
-    class RandomShift(Augmentation):
+    class CutRight(Augmentation):  # some of what lies to the right of all objects
         def get_transform(self, image, boxes):
-            room = image.shape[1] - boxes[:, 2].max()
-            return PadTransform(np.random.randint(room), 0, 0, 0)
+            height, width = image.shape[:2]
+            kept_width = np.random.randint(boxes[:, 2].max(), width) + 1
+            return CropTransform(0, 0, kept_width, height)
 
     inputs = AugInput(image, boxes=boxes)
-    transform = RandomShift()(inputs)               # inputs.image, inputs.boxes are changed now
+    transform = CutRight()(inputs)                  # inputs.image and inputs.boxes are changed now
     points = transform.apply_coords(points)         # and so is this
 """
 
