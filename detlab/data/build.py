@@ -63,9 +63,13 @@ PROPOSAL_KEY_ALIASES = {"indexes": "ids", "scores": "objectness_logits"}
 # ---------------------------------------------------------------------------------------- choosing among the images
 
 
+def _objects(image: dict[str, Any]) -> Sequence[dict[str, Any]]:
+    return image.get("annotations", ())
+
+
 def filter_images_with_only_crowd_annotations(dataset_dicts: DatasetDicts) -> DatasetDicts:
     """The images with at least one object that is no crowd; how many were left out is logged."""
-    kept = [image for image in dataset_dicts if any(not obj.get("iscrowd", 0) for obj in image["annotations"])]
+    kept = [image for image in dataset_dicts if any(not obj.get("iscrowd", 0) for obj in _objects(image))]
     _log_left_out(len(dataset_dicts), len(kept), "no usable annotations (none, or crowds only)")
     return kept
 
@@ -78,7 +82,7 @@ def filter_images_with_few_keypoints(dataset_dicts: DatasetDicts, min_keypoints_
 
 
 def _count_keypoints(image: dict[str, Any]) -> int:
-    labelled = (visibility > 0 for obj in image["annotations"] for visibility in obj.get("keypoints", ())[2::3])
+    labelled = (visibility > 0 for obj in _objects(image) for visibility in obj.get("keypoints", ())[2::3])
     return sum(labelled)
 
 
@@ -183,7 +187,7 @@ def get_detection_dataset_dicts(
 
 
 def _explain_empty(names: list[str], images: DatasetDicts, filter_empty: bool, min_keypoints: int) -> str:
-    objects = [obj for image in images for obj in image["annotations"]]
+    objects = [obj for image in images for obj in _objects(image)]
     crowds = sum(bool(obj.get("iscrowd", 0)) for obj in objects)
     cures = []
     if filter_empty:
@@ -214,7 +218,7 @@ def check_category_ids(dataset_dicts: Iterable[dict[str, Any]], num_classes: int
     wrong = [
         (obj["category_id"], image.get("file_name", image.get("image_id")))
         for image in dataset_dicts
-        for obj in image.get("annotations", ())
+        for obj in _objects(image)
         if not 0 <= obj["category_id"] < num_classes
     ]
     if wrong:
@@ -237,7 +241,7 @@ def print_instances_class_histogram(dataset_dicts: DatasetDicts, class_names: Se
     from tabulate import tabulate
 
     check_category_ids(dataset_dicts, len(class_names))
-    found = (obj["category_id"] for image in dataset_dicts for obj in image["annotations"] if not obj.get("iscrowd"))
+    found = (obj["category_id"] for image in dataset_dicts for obj in _objects(image) if not obj.get("iscrowd"))
     counts = np.bincount(np.fromiter(found, dtype=np.int64), minlength=len(class_names)).tolist()
     cells = [cell for name, count in zip(class_names, counts) for cell in (_shorten(name), count)]
     width = 2 * min(HISTOGRAM_COLUMNS, len(class_names))
