@@ -14,6 +14,7 @@ import copy
 import datetime
 from collections import defaultdict
 from collections.abc import Iterator
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -106,9 +107,9 @@ class COCOeval_opt(COCOeval):
             keys = [(0, position, (image_id, -1)) for image_id, position in images.items()]
         for category, image, key in keys:
             objects, detections = self._of_key(self._gts, key), self._of_key(self._dts, key)
-            order = np.argsort([-d["score"] for d in detections], kind="mergesort")[: params.maxDets[-1]]
-            if objects or detections:
-                yield _Cell(image, category, [detections[i] for i in order], objects)
+            best = sorted(detections, key=itemgetter("score"), reverse=True)[: params.maxDets[-1]]
+            if objects or best:
+                yield _Cell(image, category, best, objects)
 
     def _of_key(self, groups: defaultdict[Key, list[dict]], key: Key) -> list[dict]:
         if self.params.useCats:

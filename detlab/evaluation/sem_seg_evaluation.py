@@ -105,10 +105,10 @@ class SemSegEvaluator(DatasetEvaluator):
         num_classes = len(self._class_names)
         if predicted.shape != labels.shape:
             raise ValueError(f"{label_file} is {labels.shape}, the prediction {predicted.shape} (height, width)")
-        if self._ignore_label is not None:
-            labels = np.where(labels == self._ignore_label, num_classes, labels)
-        if labels.size and not 0 <= labels.min() <= labels.max() <= num_classes:
-            wrong = sorted(set(np.unique(labels)) - set(range(num_classes)))
+        known = (labels >= 0) & (labels < num_classes)
+        wrong = sorted(set(np.unique(labels[~known]).tolist()) - {self._ignore_label})
+        labels = np.where(known, labels, num_classes)
+        if wrong:
             raise ValueError(
                 f"{label_file} has labels {wrong[:5]}, but {self._dataset_name!r} has {num_classes} classes and "
                 f"ignore_label {self._ignore_label}"

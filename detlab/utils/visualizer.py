@@ -52,7 +52,7 @@ class Visualizer:
 
     Args:
         img_rgb: (H, W, 3), RGB, uint8 or float in ``[0, 255]``.
-        metadata: of the dataset, for the names and colours of classes and keypoints: ``MetadataCatalog.get(name)``, or a
+        metadata: of the dataset, for names and colours of classes and keypoints: ``MetadataCatalog.get(name)``, or a
             dict with ``thing_classes``, ``thing_colors``, ``stuff_classes`` ... None: numbers for names.
         scale: size of the picture relative to the image.
         instance_mode: how to colour objects.
