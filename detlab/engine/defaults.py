@@ -6,6 +6,7 @@ Anything here can be left out and done by hand; ``tools/plain_train_net.py`` sho
 from __future__ import annotations
 
 import argparse
+import inspect
 import logging
 import os
 import sys
@@ -240,6 +241,14 @@ def default_writers(output_dir: str, max_iter: int | None = None) -> list[EventW
     return writers
 
 
+# Torch renames `broadcast_buffers`, and warns where the old name is used.
+_BUFFERS_ARGUMENT = next(
+    name
+    for name in ("forward_sync_buffers", "broadcast_buffers")
+    if name in inspect.signature(DistributedDataParallel).parameters
+)
+
+
 def create_ddp_model(model: nn.Module, *, fp16_compression: bool = False, **kwargs: Any) -> nn.Module:
     """Wrap a model for a distributed run; with one process, give it back as it is.
 
@@ -252,6 +261,8 @@ def create_ddp_model(model: nn.Module, *, fp16_compression: bool = False, **kwar
         return model
     if "device_ids" not in kwargs and next(model.parameters()).device.type == "cuda":
         kwargs["device_ids"] = [torch.cuda.current_device()]
+    if "broadcast_buffers" in kwargs and _BUFFERS_ARGUMENT != "broadcast_buffers":
+        kwargs[_BUFFERS_ARGUMENT] = kwargs.pop("broadcast_buffers")
     wrapped = DistributedDataParallel(model, **kwargs)
     if fp16_compression:
         from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook

@@ -124,7 +124,8 @@ def _check_devices(kind: str, num_processes: int) -> None:
         cure = f"use --num-gpus {available}, or set" if available else "set"
         raise ValueError(
             f"--num-gpus {num_processes} asks for {num_processes} GPUs, but torch finds {available or 'none'} on this "
-            f"machine; {cure} MODEL.DEVICE cpu to run {num_processes} processes on the CPU"
+            f"machine; {cure} MODEL.DEVICE cpu (in Python configs train.device=cpu) to run {num_processes} processes "
+            "on the CPU"
         )
 
 

@@ -1,5 +1,6 @@
 """Functions that started processes run; they have to be importable."""
 
+import importlib.util
 import json
 import os
 import time
@@ -97,6 +98,20 @@ def write_metrics_of_different_models(folder):
     if comm.is_main_process():
         values = {name: value for name, (value, _) in storage.latest().items()}
         Path(folder, "metrics.json").write_text(json.dumps(values))
+
+
+def load_tool(name):
+    """A file of tools/ as a module."""
+    path = Path(__file__).resolve().parents[2] / "tools" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run_train_net(args):
+    """The main function of tools/train_net.py."""
+    return load_tool("train_net").main(args)
 
 
 def say_rank(folder):

@@ -1,6 +1,5 @@
 """From the command line to weights and results: tools/train_net.py and its relatives, on generated pictures."""
 
-import importlib.util
 import json
 import os
 import signal
@@ -14,6 +13,8 @@ import torch
 from detlab.data.datasets.shapes import generate_shapes
 from detlab.engine.defaults import default_argument_parser
 from detlab.engine.hooks import EVALUATION_HOOK_REGISTRY, HOOK_REGISTRY
+from detlab.engine.launch import launch_from_args
+from tests.engine.distributed_mains import load_tool, run_train_net
 from tests.modeling.tiny import tiny_config
 
 USER_MODULE = str(Path(__file__).with_name("user_module.py"))
@@ -36,9 +37,8 @@ def _user_module(tmp_path_factory):
         registry._obj_map.pop(name, None)
 
 
-@pytest.fixture
-def command(_user_module, tmp_path):
-    """``command(*arguments)``: a command line for a tiny model of the user's module."""
+def tiny_settings():
+    """A config of a tiny model of the user's module."""
     cfg = tiny_config(masks=True)
     cfg.merge_from_list(
         [
@@ -58,29 +58,29 @@ def command(_user_module, tmp_path):
             "SEED", 3,
         ]
     )  # fmt: skip
-    config_file = tmp_path / "config.yaml"
-    config_file.write_text(cfg.dump())
-
-    def make(output, *flags, options=()):
-        return ["--config-file", str(config_file), "--import", USER_MODULE, *flags,
-                "OUTPUT_DIR", str(tmp_path / output), *options]  # fmt: skip
-
-    return make
+    return cfg
 
 
-def load_tool(name, project_root):
-    spec = importlib.util.spec_from_file_location(name, project_root / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def arguments_for(output_dir, *flags, options=()):
+    """A command line that writes to ``output_dir``; the config file lies beside it."""
+    config_file = Path(f"{output_dir}.yaml")
+    config_file.write_text(tiny_settings().dump())
+    return ["--config-file", str(config_file), "--import", USER_MODULE, *flags,
+            "OUTPUT_DIR", str(output_dir), *options]  # fmt: skip
 
 
 @pytest.fixture
-def run_tool(project_root):
+def command(_user_module, tmp_path):
+    """``command(name, *flags, options=...)``: a command line that writes to a folder of this name."""
+    return lambda name, *flags, options=(): arguments_for(tmp_path / name, *flags, options=options)
+
+
+@pytest.fixture
+def run_tool():
     """Runs a tool's ``main`` in this process."""
 
     def run(arguments, tool="train_net"):
-        return load_tool(tool, project_root).main(default_argument_parser().parse_args(arguments))
+        return load_tool(tool).main(default_argument_parser().parse_args(arguments))
 
     return run
 
@@ -123,18 +123,32 @@ def test_a_users_module_trains_is_evaluated_and_leaves_everything(command, run_t
     assert str(run_tool(command("a", "--eval-only", "--resume"))) == str(results)
 
 
+WITHOUT_EVALUATION = [
+    "DATASETS.TEST", "()", "TEST.EVAL_PERIOD", "3",
+    "TEST.PRECISE_BN.ENABLED", "True", "TEST.PRECISE_BN.NUM_ITER", "2",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def weights_of_a_whole_run(_user_module, tmp_path_factory):
+    """Of a run without data workers that was not stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    arguments = arguments_for(folder, options=WITHOUT_EVALUATION)
+    load_tool("train_net").main(default_argument_parser().parse_args(arguments))
+    return saved_weights(folder)
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_run_killed_in_the_middle_and_resumed_ends_with_the_same_weights(
-    command, run_tool, project_root, tmp_path, num_workers
+    command, run_tool, project_root, tmp_path, weights_of_a_whole_run, num_workers
 ):
-    options = ["DATALOADER.NUM_WORKERS", str(num_workers), "DATASETS.TEST", "()"]
-    run_tool(command("whole", options=options))
+    options = [*WITHOUT_EVALUATION, "DATALOADER.NUM_WORKERS", str(num_workers)]
     killed = in_new_process(command("killed", options=options), project_root, USER_MODULE_KILL_AFTER="4")
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert (tmp_path / "killed" / "last_checkpoint").read_text() == "model_0000003.pth"
     run_tool(command("killed", "--resume", options=[*options, "SEED", "55"]))
     assert (tmp_path / "killed" / "iterations.txt").read_text().split() == list("0123445")
-    assert_same(saved_weights(tmp_path / "whole"), saved_weights(tmp_path / "killed"))
+    assert_same(weights_of_a_whole_run, saved_weights(tmp_path / "killed"))
 
 
 def test_the_plain_loop_ends_with_the_same_weights_and_resumes(command, run_tool, tmp_path):
@@ -171,9 +185,9 @@ def test_python_configs_train_resume_and_are_evaluated(command, run_tool, projec
     assert str(evaluated["bbox"]["AP"]) == results
 
 
-def test_two_processes_on_the_cpu_train_and_evaluate(command, project_root, tmp_path):
-    done = in_new_process(command("two", "--num-gpus", "2"), project_root)
-    assert done.returncode == 0, done.stderr
+def test_two_processes_on_the_cpu_train_and_evaluate(command, tmp_path):
+    args = default_argument_parser().parse_args(command("two", "--num-gpus", "2"))
+    launch_from_args(run_train_net, args, device="cpu")
     assert (tmp_path / "two" / "log.txt.rank1").exists()
     assert (tmp_path / "two" / "model_final.pth").exists()
     assert (tmp_path / "two" / "results.txt").read_text() != "None"
@@ -206,7 +220,7 @@ def test_bad_settings_are_refused_with_value_and_cure(command, run_tool, options
 def test_an_output_directory_that_cannot_be_written_is_refused_before_training(command, run_tool, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"(?s)cannot write to .*file/out.*OUTPUT_DIR"):
-        run_tool(command("file/out"))
+        run_tool(command("a", options=["OUTPUT_DIR", str(tmp_path / "file" / "out")]))
 
 
 def test_evaluating_on_nothing_is_refused(command, run_tool):
