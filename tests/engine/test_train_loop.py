@@ -397,3 +397,17 @@ def test_a_state_without_mixed_precision_can_be_resumed_with_it_and_back():
 def test_other_precisions_are_refused():
     with pytest.raises(ValueError, match="float64"):
         toy_trainer(trainer_class=AMPTrainer, precision=torch.float64)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("options", [{}, {"gather_metric_period": 3}, {"async_write_metrics": True}])
+def test_losses_that_come_from_a_gpu_are_those_of_the_model(options):
+    class Counting(nn.Linear):
+        def forward(self, batch):
+            return {"loss_a": super().forward(batch).sum() * 0 + batch.sum(), "loss_b": self.weight.sum() * 0 + 1}
+
+    model = Counting(4, 4, device="cuda")
+    batches = [torch.full((1, 4), float(i), device="cuda") for i in range(7)]
+    trainer = SimpleTrainer(model, batches, torch.optim.SGD(model.parameters(), lr=0.1), **options)
+    trainer.train(0, 7)
+    assert [value for value, _ in trainer.storage.history("loss_a").values()] == [4.0 * i for i in range(7)]
