@@ -29,7 +29,7 @@ lint: $(INSTALLED)
 	$(VENV)/bin/mypy
 
 test: $(INSTALLED) lint
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
