@@ -299,7 +299,7 @@ def _fake_paste_masks(masks, boxes, height, width, threshold):
     return masks.new_empty((masks.shape[0], height, width), dtype=torch.bool if threshold >= 0 else torch.uint8)
 
 
-FAKE_KERNELS = {
+FAKE_KERNELS: dict[str, Callable] = {
     "roi_align_levels": _fake_roi_align_levels,
     "roi_align_levels_backward": _fake_roi_align_levels_backward,
     "roi_align_rotated": _fake_roi_align_rotated,

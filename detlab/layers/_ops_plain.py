@@ -55,13 +55,9 @@ def roi_align_levels_backward(
     grads = []
     for level, (feature, scale) in enumerate(zip(features, scales)):
         rows = _rows_of_level(rois, levels, level)
-        result = torch.empty_like(feature)
-        result.copy_(
-            kernel(
-                wide[rows], rois[rows].to(wide.dtype), scale, *output_size, *feature.shape, sampling_ratio, aligned
-            )  # fmt: skip
-        )
-        grads.append(result)
+        chosen = rois[rows].to(wide.dtype)
+        result = kernel(wide[rows], chosen, scale, *output_size, *feature.shape, sampling_ratio, aligned)
+        grads.append(torch.empty_like(feature).copy_(result))
     return grads
 
 
@@ -142,9 +138,11 @@ def box_iou_rotated(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     for start in range(0, len(boxes1), rows_per_chunk):
         rows = wide1[start : start + rows_per_chunk]
         overlap = _rotated_intersection(rows[:, None], wide2[None])
-        union = (rows[:, 2] * rows[:, 3])[:, None] + areas2 - overlap
-        positive = (overlap > 0) & (union > 0)
-        ious[start : start + rows_per_chunk] = torch.where(positive, overlap / union, 0.0)
+        areas1 = (rows[:, 2] * rows[:, 3])[:, None]
+        union = areas1 + areas2 - overlap
+        # The parts of boxes that do not meet cancel up to rounding.
+        meet = (overlap > areas1 * 4e-15) & (union > 0)
+        ious[start : start + rows_per_chunk] = torch.where(meet, overlap / union, 0.0)
     return ious
 
 
@@ -159,7 +157,7 @@ def _rotated_intersection(a: Tensor, b: Tensor) -> Tensor:
     signed_area = torch.zeros_like(xs[0])
     for first, second in ((0, 1), (1, 2), (2, 3), (3, 0)):
         signed_area += _area_under_edge(xs[first], ys[first], xs[second], ys[second], half_w, half_h)
-    return signed_area.abs()
+    return torch.minimum(signed_area.abs(), torch.minimum(a[..., 2] * a[..., 3], b[..., 2] * b[..., 3]))
 
 
 def _corners_in_frame(a: Tensor, b: Tensor) -> tuple[list[Tensor], list[Tensor]]:
@@ -241,8 +239,9 @@ def _rotated_samples(rois: Tensor, input_shape, output_size: list[int], spatial_
         grids = torch.full((len(rois), 2), sampling_ratio, device=rois.device)
     else:
         grids = torch.stack(((geometry[:, 3] / bins_h).ceil(), (geometry[:, 2] / bins_w).ceil()), dim=1).long()
-        grids = grids.clamp(min=1)
     for grid_h, grid_w in torch.unique(grids, dim=0).tolist():
+        if grid_h < 1 or grid_w < 1:
+            continue
         rows = (grids == grids.new_tensor([grid_h, grid_w])).all(dim=1).nonzero().squeeze(1)
         along = _sample_offsets(bins_w, grid_w, geometry[rows, 2])[:, None, :, None, :]
         across = _sample_offsets(bins_h, grid_h, geometry[rows, 3])[:, :, None, :, None]

@@ -1,0 +1,94 @@
+// What every kernel asks of its arguments. The Python door checks the same with kinder words; these keep a direct call
+// of torch.ops.detlab.* from reading memory that is not there.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <cstdint>
+#include <initializer_list>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+namespace detlab {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+constexpr int64_t kAnySize = -1;
+
+inline void check_shape(const char* name, const Tensor& tensor, std::initializer_list<int64_t> shape) {
+  bool fits = tensor.dim() == static_cast<int64_t>(shape.size());
+  int64_t axis = 0;
+  for (int64_t size : shape) {
+    fits = fits && (size == kAnySize || tensor.size(axis) == size);
+    ++axis;
+  }
+  STD_TORCH_CHECK(fits, "detlab: '", name, "' has a shape that does not fit the other arguments");
+}
+
+inline bool is_floating(ScalarType type) {
+  return type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Half ||
+         type == ScalarType::BFloat16;
+}
+
+inline void check_floating(const char* name, const Tensor& tensor, const Tensor& other) {
+  STD_TORCH_CHECK(is_floating(tensor.scalar_type()), "detlab: '", name, "' must hold floating-point numbers");
+  STD_TORCH_CHECK(tensor.is_cuda() == other.is_cuda() && tensor.is_cpu() == other.is_cpu() &&
+                      tensor.get_device_index() == other.get_device_index(),
+                  "detlab: '", name, "' is not on the device of the other tensors");
+}
+
+inline void check_integers(const char* name, const Tensor& tensor, const Tensor& other) {
+  STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Long, "detlab: '", name, "' must hold int64");
+  STD_TORCH_CHECK(tensor.is_cuda() == other.is_cuda() && tensor.get_device_index() == other.get_device_index(),
+                  "detlab: '", name, "' is not on the device of the other tensors");
+}
+
+inline Tensor as_type(const Tensor& tensor, ScalarType type) {
+  const Tensor typed = tensor.scalar_type() == type ? tensor : torch::stable::to(tensor, type);
+  return typed.is_contiguous() ? typed : torch::stable::contiguous(typed);
+}
+
+// The type to compute in: half precision is too coarse for coordinates and sums.
+inline ScalarType wide_type(ScalarType type) {
+  return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+inline Tensor new_tensor(const Tensor& like, std::vector<int64_t> shape, ScalarType type) {
+  return torch::stable::new_empty(like, shape, type);
+}
+
+inline Tensor new_zero_tensor(const Tensor& like, std::vector<int64_t> shape, ScalarType type) {
+  return torch::stable::new_zeros(like, shape, type);
+}
+
+// The arguments that pooling on feature levels shares between forward and backward, and between devices.
+inline void check_pooling(const std::vector<Tensor>& features, const Tensor& rois, const std::optional<Tensor>& levels,
+                          const std::vector<int64_t>& output_size, const std::vector<double>& scales) {
+  STD_TORCH_CHECK(!features.empty() && features.size() == scales.size(),
+                  "detlab: each feature level needs one scale, got ", features.size(), " levels and ", scales.size(),
+                  " scales");
+  STD_TORCH_CHECK(levels.has_value() || features.size() == 1, "detlab: 'levels' is needed with several features");
+  STD_TORCH_CHECK(output_size.size() == 2 && output_size[0] > 0 && output_size[1] > 0,
+                  "detlab: 'output_size' must be a positive height and width");
+  check_shape("rois", rois, {kAnySize, 5});
+  check_floating("rois", rois, features[0]);
+  for (const Tensor& level : features) {
+    check_shape("features", level, {features[0].dim() == 4 ? features[0].size(0) : 0, features[0].size(1), kAnySize,
+                                    kAnySize});
+    check_floating("features", level, features[0]);
+    STD_TORCH_CHECK(level.scalar_type() == features[0].scalar_type(), "detlab: 'features' mixes types");
+    STD_TORCH_CHECK(rois.size(0) == 0 || level.numel() > 0 || level.size(1) == 0, "detlab: regions on an empty feature map");
+  }
+  if (levels.has_value()) {
+    check_shape("levels", *levels, {rois.size(0)});
+    check_integers("levels", *levels, rois);
+  }
+}
+
+}  // namespace detlab

@@ -1,0 +1,177 @@
+// What the pooling kernels share: regions in the coordinates of their feature map, grouped by the map they read, and the
+// passage between a map's numbers and the cells of simd.h.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <limits>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "../checks.h"
+#include "simd.h"
+
+namespace detlab {
+
+// Numbers on cache-line boundaries, not set to anything.
+template <typename T>
+class Buffer {
+ public:
+  Buffer() = default;
+  explicit Buffer(int64_t size) { reserve(size); }
+
+  T* reserve(int64_t size) {
+    if (size > size_) {
+      const size_t bytes = (static_cast<size_t>(size) * sizeof(T) + kLineBytes - 1) / kLineBytes * kLineBytes;
+      data_.reset(static_cast<T*>(std::aligned_alloc(kLineBytes, bytes)));
+      if (!data_) throw std::bad_alloc();
+      size_ = size;
+    }
+    return data_.get();
+  }
+  T* get() const { return data_.get(); }
+
+ private:
+  struct Free {
+    void operator()(T* data) const { std::free(data); }
+  };
+  std::unique_ptr<T, Free> data_;
+  int64_t size_ = 0;
+};
+
+// One image of one feature level, as its tensor lies in memory.
+template <typename S>
+struct Map {
+  S* data;
+  int64_t channels, height, width;
+  int64_t channel_stride, row_stride, column_stride;
+
+  bool is_dense_in_rows() const { return column_stride == 1 && row_stride == width; }
+  // A cell can be read where it is: its channels lie together and whole groups of them fill cells.
+  bool holds_cells() const { return channel_stride == 1 && channels % kLanes<S> == 0; }
+};
+
+template <typename S>
+Map<S> map_of(const Tensor& features, int64_t image) {
+  S* data = static_cast<S*>(features.data_ptr()) + image * features.stride(0);
+  return {data,
+          features.size(1),
+          features.size(2),
+          features.size(3),
+          features.stride(1),
+          features.stride(2),
+          features.stride(3)};
+}
+
+// Half-open rectangle of cells.
+struct Window {
+  int64_t top, bottom, left, right;
+
+  static Window nothing() {
+    constexpr int64_t far = std::numeric_limits<int32_t>::max();
+    return {far, 0, far, 0};
+  }
+  int64_t height() const { return std::max<int64_t>(bottom - top, 0); }
+  int64_t width() const { return std::max<int64_t>(right - left, 0); }
+  int64_t area() const { return height() * width(); }
+  void cover(const Window& other) {
+    if (other.area() == 0) return;
+    top = std::min(top, other.top);
+    bottom = std::max(bottom, other.bottom);
+    left = std::min(left, other.left);
+    right = std::max(right, other.right);
+  }
+};
+
+template <typename S>
+int channels_in_cell(const Map<S>& map, int64_t first_channel) {
+  return static_cast<int>(std::min<int64_t>(kLanes<typename Storage<S>::Wide>, map.channels - first_channel));
+}
+
+// Packs a window of one channel group; row y, column x of the window becomes cell y * width + x.
+template <typename S, typename T>
+void pack_window(const Map<S>& map, int64_t first_channel, const Window& window, T* cells) {
+  const int channels = channels_in_cell(map, first_channel);
+  const S* source = map.data + first_channel * map.channel_stride + window.top * map.row_stride +
+                    window.left * map.column_stride;
+  const auto pack = Storage<S>::kernels().pack;
+  if (map.is_dense_in_rows() && window.width() == map.width) {
+    pack(source, map.channel_stride, 1, window.area(), channels, cells);
+    return;
+  }
+  for (int64_t y = 0; y < window.height(); ++y) {
+    pack(source + y * map.row_stride, map.channel_stride, map.column_stride, window.width(), channels,
+         cells + y * window.width() * kLanes<T>);
+  }
+}
+
+// The reverse; what lies outside the window becomes 0.
+template <typename S, typename T>
+void unpack_window(const T* cells, int64_t first_channel, const Window& window, const Map<S>& map) {
+  const int channels = channels_in_cell(map, first_channel);
+  S* target = map.data + first_channel * map.channel_stride;
+  const auto unpack = Storage<S>::kernels().unpack;
+  const auto clear = [&](int64_t row, int64_t first, int64_t last) {
+    if (map.column_stride == 1) {
+      for (int c = 0; c < channels; ++c) {
+        S* line = target + c * map.channel_stride + row * map.row_stride;
+        std::fill(line + first, line + std::max(first, last), static_cast<S>(0));
+      }
+      return;
+    }
+    for (int64_t x = first; x < last; ++x) {
+      S* position = target + row * map.row_stride + x * map.column_stride;
+      for (int c = 0; c < channels; ++c) position[c * map.channel_stride] = static_cast<S>(0);
+    }
+  };
+  const bool is_empty = window.area() == 0;
+  const int64_t top = is_empty ? map.height : window.top, bottom = is_empty ? map.height : window.bottom;
+  for (int64_t y = 0; y < top; ++y) clear(y, 0, map.width);
+  for (int64_t y = bottom; y < map.height; ++y) clear(y, 0, map.width);
+  if (is_empty) return;
+  if (map.is_dense_in_rows() && window.width() == map.width) {
+    unpack(cells, map.channel_stride, 1, window.area(), channels, target + top * map.row_stride);
+    return;
+  }
+  for (int64_t y = top; y < bottom; ++y) {
+    clear(y, 0, window.left);
+    clear(y, window.right, map.width);
+    unpack(cells + (y - top) * window.width() * kLanes<T>, map.channel_stride, map.column_stride, window.width(),
+           channels, target + y * map.row_stride + window.left * map.column_stride);
+  }
+}
+
+// The regions that read one image of one level.
+struct RegionGroup {
+  int64_t level, image;
+  std::vector<int64_t> regions;
+};
+
+// Groups regions by level and image, in their order. Regions of a level that does not exist are left out: their result
+// is 0. An image that does not exist is an error.
+template <typename C>
+std::vector<RegionGroup> group_regions(const C* rois, int64_t num_rois, int64_t roi_size, const int64_t* levels,
+                                       int64_t num_levels, int64_t num_images) {
+  std::vector<RegionGroup> groups(num_levels * num_images);
+  for (int64_t level = 0; level < num_levels; ++level) {
+    for (int64_t image = 0; image < num_images; ++image) {
+      RegionGroup& group = groups[level * num_images + image];
+      group.level = level;
+      group.image = image;
+    }
+  }
+  for (int64_t r = 0; r < num_rois; ++r) {
+    const C image = rois[r * roi_size];
+    STD_TORCH_CHECK(image >= 0 && image < static_cast<C>(num_images), "detlab: region ", r, " names image ", image,
+                    " of a batch of ", num_images);
+    const int64_t level = levels == nullptr ? 0 : levels[r];
+    if (level < 0 || level >= num_levels) continue;
+    groups[level * num_images + static_cast<int64_t>(image)].regions.push_back(r);
+  }
+  return groups;
+}
+
+}  // namespace detlab

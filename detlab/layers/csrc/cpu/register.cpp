@@ -1,0 +1,3 @@
+#include "../kernels.h"
+
+STABLE_TORCH_LIBRARY_IMPL(detlab, CPU, library) { DETLAB_REGISTER_OPERATORS(library, cpu) }

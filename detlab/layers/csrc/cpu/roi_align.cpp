@@ -1,0 +1,293 @@
+// ROIAlign (He et al., Mask R-CNN, 2017) on feature levels.
+//
+// A group is the regions of one image and level. Where they together read more than their part of the map holds, that
+// part is packed into cells once for each channel group and read from cache; where they read little, each region is
+// packed alone. Backward gathers the gradient of a group in packed cells, regions in their order, so that the sums do
+// not depend on the number of threads.
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <type_traits>
+
+#include "../kernels.h"
+#include "parallel.h"
+#include "regions.h"
+#include "roi_taps.h"
+
+namespace detlab {
+namespace cpu {
+namespace {
+
+constexpr int64_t kRegionsPerUnit = 8;
+
+template <typename T>
+struct Plan {
+  std::vector<RegionGroup> groups;
+  std::vector<OwnedTaps<T>> taps;  // of each region
+  std::vector<int64_t> strays;     // regions of a level that does not exist; their result is 0
+  int64_t bins = 0;
+  int64_t most_columns = 1;
+
+  Window window_of(const RegionGroup& group) const {
+    Window window = Window::nothing();
+    for (int64_t r : group.regions) window.cover(taps[r].window);
+    return window;
+  }
+  int64_t cells_read_by(const RegionGroup& group) const {
+    int64_t cells = 0;
+    for (int64_t r : group.regions) cells += taps[r].window.area();
+    return cells;
+  }
+};
+
+template <typename C, typename T>
+Plan<T> make_plan(const std::vector<Tensor>& features, const Tensor& rois, const int64_t* levels, const Scales& scales,
+                  const PoolSettings& settings) {
+  const C* numbers = static_cast<const C*>(rois.data_ptr());
+  const int64_t num_rois = rois.size(0), num_levels = static_cast<int64_t>(features.size());
+  Plan<T> plan;
+  plan.bins = settings.bins_h * settings.bins_w;
+  plan.groups = group_regions(numbers, num_rois, 5, levels, num_levels, features[0].size(0));
+  plan.taps.resize(num_rois);
+  for (int64_t r = 0; levels != nullptr && r < num_rois; ++r) {
+    if (levels[r] < 0 || levels[r] >= num_levels) plan.strays.push_back(r);
+  }
+  const int64_t num_units = (num_rois + kRegionsPerUnit - 1) / kRegionsPerUnit;
+  for_each_unit(num_units, [&](int64_t unit) {
+    for (int64_t r = unit * kRegionsPerUnit; r < std::min(num_rois, (unit + 1) * kRegionsPerUnit); ++r) {
+      const int64_t level = levels == nullptr ? 0 : levels[r];
+      if (level < 0 || level >= num_levels) continue;
+      find_taps(numbers + r * 5, static_cast<C>(scales[level]), features[level].size(2), features[level].size(3),
+                settings, plan.taps[r]);
+    }
+  });
+  for (const auto& taps : plan.taps) {
+    plan.most_columns = std::max<int64_t>(plan.most_columns, static_cast<int64_t>(taps.columns.size()));
+  }
+  return plan;
+}
+
+template <typename T>
+Plan<T> make_plan(const std::vector<Tensor>& features, const Tensor& rois, const std::optional<Tensor>& levels,
+                  const Scales& scales, const PoolSettings& settings) {
+  const Tensor exact = as_type(rois, wide_type(rois.scalar_type()));
+  std::optional<Tensor> dense_levels;
+  if (levels.has_value()) dense_levels = as_type(*levels, ScalarType::Long);
+  const int64_t* level_numbers = levels.has_value() ? static_cast<const int64_t*>(dense_levels->data_ptr()) : nullptr;
+  if (exact.scalar_type() == ScalarType::Double) {
+    return make_plan<double, T>(features, exact, level_numbers, scales, settings);
+  }
+  return make_plan<float, T>(features, exact, level_numbers, scales, settings);
+}
+
+// The memory that a thread works in.
+template <typename T>
+struct Workspace {
+  Buffer<T> cells, scratch, tile;
+
+  explicit Workspace(const Plan<T>& plan)
+      : scratch(plan.most_columns * kLanes<T>), tile(plan.bins * kLanes<T>) {}
+};
+
+template <typename S, typename T>
+class Forward {
+ public:
+  Forward(const Plan<T>& plan, const std::vector<Tensor>& features, S* output)
+      : plan_(plan), features_(features), output_(output), channels_(features[0].size(1)) {
+    for (size_t g = 0; g < plan.groups.size(); ++g) add_units(static_cast<int64_t>(g));
+    std::stable_sort(units_.begin(), units_.end(), [](const Unit& a, const Unit& b) { return a.cost > b.cost; });
+  }
+
+  void run() {
+    for_each_unit(
+        static_cast<int64_t>(units_.size()), [&] { return Workspace<T>(plan_); },
+        [&](Workspace<T>& workspace, int64_t u) {
+          const Unit& unit = units_[u];
+          if (unit.is_shared) {
+            pool_shared(unit, workspace);
+          } else {
+            pool_alone(unit, workspace);
+          }
+        });
+  }
+
+ private:
+  struct Unit {
+    int64_t group, first, last;  // channels where cells are shared, else positions in the group's list
+    bool is_shared;
+    int64_t cost;
+  };
+
+  void add_units(int64_t g) {
+    const RegionGroup& group = plan_.groups[g];
+    const int64_t cells_read = plan_.cells_read_by(group), num_regions = static_cast<int64_t>(group.regions.size());
+    if (num_regions == 0) return;
+    const int64_t packed = plan_.window_of(group).area();
+    if (cells_read > packed && !reads_in_place(group)) {
+      for (int64_t first = 0; first < channels_; first += kLanes<T>) {
+        units_.push_back({g, first, first + kLanes<T>, true, packed + cells_read});
+      }
+      return;
+    }
+    const int64_t cell_groups = (channels_ + kLanes<T> - 1) / kLanes<T>;
+    for (int64_t first = 0; first < num_regions; first += kRegionsPerUnit) {
+      const int64_t last = std::min(num_regions, first + kRegionsPerUnit);
+      units_.push_back({g, first, last, false, 2 * cell_groups * cells_read * (last - first) / num_regions});
+    }
+  }
+
+  bool reads_in_place(const RegionGroup& group) const {
+    return std::is_same<S, T>::value && map_of<S>(features_[group.level], group.image).holds_cells();
+  }
+
+  void pool_shared(const Unit& unit, Workspace<T>& workspace) const {
+    const RegionGroup& group = plan_.groups[unit.group];
+    const Map<S> map = map_of<S>(features_[group.level], group.image);
+    const Window window = plan_.window_of(group);
+    T* cells = workspace.cells.reserve(window.area() * kLanes<T>);
+    pack_window(map, unit.first, window, cells);
+    for (int64_t r : group.regions) pool(r, grid_of(cells, window), unit.first, workspace);
+  }
+
+  void pool_alone(const Unit& unit, Workspace<T>& workspace) const {
+    const RegionGroup& group = plan_.groups[unit.group];
+    const Map<S> map = map_of<S>(features_[group.level], group.image);
+    const bool in_place = reads_in_place(group);
+    for (int64_t position = unit.first; position < unit.last; ++position) {
+      const int64_t r = group.regions[position];
+      const Window& window = plan_.taps[r].window;
+      T* cells = in_place ? nullptr : workspace.cells.reserve(window.area() * kLanes<T>);
+      for (int64_t channel = 0; channel < channels_; channel += kLanes<T>) {
+        if (in_place) {
+          const T* numbers = reinterpret_cast<const T*>(map.data + channel);
+          pool(r, {numbers, map.row_stride, map.column_stride}, channel, workspace);
+        } else {
+          pack_window(map, channel, window, cells);
+          pool(r, grid_of(cells, window), channel, workspace);
+        }
+      }
+    }
+  }
+
+  // Taps count from the map's first cell.
+  static CellGrid<const T> grid_of(const T* cells, const Window& window) {
+    const int64_t row_stride = window.width() * kLanes<T>;
+    return {cells - window.top * row_stride - window.left * kLanes<T>, row_stride, kLanes<T>};
+  }
+
+  void pool(int64_t r, CellGrid<const T> cells, int64_t channel, Workspace<T>& workspace) const {
+    const int channels = static_cast<int>(std::min<int64_t>(kLanes<T>, channels_ - channel));
+    S* target = output_ + (r * channels_ + channel) * plan_.bins;
+    if (!plan_.taps[r].is_finite) {
+      std::fill(target, target + channels * plan_.bins, static_cast<S>(std::numeric_limits<float>::quiet_NaN()));
+      return;
+    }
+    pool_kernels<T>().forward(plan_.taps[r].view(), cells, workspace.scratch.get(), workspace.tile.get());
+    Storage<S>::kernels().unpack(workspace.tile.get(), plan_.bins, 1, plan_.bins, channels, target);
+  }
+
+  const Plan<T>& plan_;
+  const std::vector<Tensor>& features_;
+  S* output_;
+  const int64_t channels_;
+  std::vector<Unit> units_;
+};
+
+template <typename S, typename T>
+void add_gradients(const Plan<T>& plan, const RegionGroup& group, const S* grad, const Map<S>& map, int64_t channel,
+                   Workspace<T>& workspace) {
+  const Window window = plan.window_of(group);
+  const int64_t row_stride = window.width() * kLanes<T>;
+  T* cells = workspace.cells.reserve(window.area() * kLanes<T>);
+  std::fill(cells, cells + window.area() * kLanes<T>, static_cast<T>(0));
+  const CellGrid<T> grid = {cells - window.top * row_stride - window.left * kLanes<T>, row_stride, kLanes<T>};
+  for (int64_t r : group.regions) {
+    if (!plan.taps[r].is_finite) continue;
+    Storage<S>::kernels().pack(grad + (r * map.channels + channel) * plan.bins, plan.bins, 1, plan.bins,
+                               channels_in_cell(map, channel), workspace.tile.get());
+    pool_kernels<T>().backward(plan.taps[r].view(), workspace.tile.get(), workspace.scratch.get(), grid);
+  }
+  unpack_window(cells, channel, window, map);
+}
+
+template <typename S, typename T>
+void backward(const Plan<T>& plan, const S* grad, const std::vector<Tensor>& grads) {
+  const int64_t channels = grads[0].size(1), cell_groups = (channels + kLanes<T> - 1) / kLanes<T>;
+  const int64_t num_groups = static_cast<int64_t>(plan.groups.size());
+  for_each_unit(
+      num_groups * cell_groups, [&] { return Workspace<T>(plan); },
+      [&](Workspace<T>& workspace, int64_t unit) {
+        const RegionGroup& group = plan.groups[unit / cell_groups];
+        const Map<S> map = map_of<S>(grads[group.level], group.image);
+        add_gradients(plan, group, grad, map, unit % cell_groups * kLanes<T>, workspace);
+      });
+}
+
+template <typename S>
+Tensor forward_of(const std::vector<Tensor>& features, const Tensor& rois, const std::optional<Tensor>& levels,
+                  const Scales& scales, const PoolSettings& settings) {
+  using T = typename Storage<S>::Wide;
+  const Plan<T> plan = make_plan<T>(features, rois, levels, scales, settings);
+  Sizes shape = {rois.size(0), features[0].size(1), settings.bins_h, settings.bins_w};
+  const Tensor output = new_tensor(features[0], shape, features[0].scalar_type());
+  S* numbers = static_cast<S*>(output.data_ptr());
+  Forward<S, T>(plan, features, numbers).run();
+  const int64_t numbers_per_region = features[0].size(1) * plan.bins;
+  for (int64_t r : plan.strays) {
+    std::fill(numbers + r * numbers_per_region, numbers + (r + 1) * numbers_per_region, static_cast<S>(0));
+  }
+  return output;
+}
+
+template <typename S>
+std::vector<Tensor> backward_of(const Tensor& grad, const std::vector<Tensor>& features, const Tensor& rois,
+                                const std::optional<Tensor>& levels, const Scales& scales,
+                                const PoolSettings& settings) {
+  using T = typename Storage<S>::Wide;
+  const Plan<T> plan = make_plan<T>(features, rois, levels, scales, settings);
+  const Tensor dense = as_type(grad, features[0].scalar_type());
+  std::vector<Tensor> grads;
+  for (const Tensor& level : features) grads.push_back(torch::stable::empty_like(level));
+  backward<S, T>(plan, static_cast<const S*>(dense.data_ptr()), grads);
+  return grads;
+}
+
+}  // namespace
+
+Tensor roi_align_levels(std::vector<Tensor> features, Tensor rois, std::optional<Tensor> levels, Sizes output_size,
+                        Scales scales, int64_t sampling_ratio, bool aligned) {
+  check_pooling(features, rois, levels, output_size, scales);
+  const PoolSettings settings = {output_size[0], output_size[1], sampling_ratio, aligned};
+  switch (features[0].scalar_type()) {
+    case ScalarType::Double:
+      return forward_of<double>(features, rois, levels, scales, settings);
+    case ScalarType::Half:
+      return forward_of<Half>(features, rois, levels, scales, settings);
+    case ScalarType::BFloat16:
+      return forward_of<BFloat16>(features, rois, levels, scales, settings);
+    default:
+      return forward_of<float>(features, rois, levels, scales, settings);
+  }
+}
+
+std::vector<Tensor> roi_align_levels_backward(Tensor grad, std::vector<Tensor> features, Tensor rois,
+                                              std::optional<Tensor> levels, Sizes output_size, Scales scales,
+                                              int64_t sampling_ratio, bool aligned) {
+  check_pooling(features, rois, levels, output_size, scales);
+  check_shape("grad", grad, {rois.size(0), features[0].size(1), output_size[0], output_size[1]});
+  const PoolSettings settings = {output_size[0], output_size[1], sampling_ratio, aligned};
+  switch (features[0].scalar_type()) {
+    case ScalarType::Double:
+      return backward_of<double>(grad, features, rois, levels, scales, settings);
+    case ScalarType::Half:
+      return backward_of<Half>(grad, features, rois, levels, scales, settings);
+    case ScalarType::BFloat16:
+      return backward_of<BFloat16>(grad, features, rois, levels, scales, settings);
+    default:
+      return backward_of<float>(grad, features, rois, levels, scales, settings);
+  }
+}
+
+}  // namespace cpu
+}  // namespace detlab
