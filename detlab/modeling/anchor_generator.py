@@ -72,6 +72,17 @@ def _one_per_level(name: str, values: Sequence, num_levels: int) -> list:
     return per_level
 
 
+def _grid_settings(cfg, input_shape: list[ShapeSpec]) -> dict:
+    """The arguments that both generators take from a config."""
+    settings = cfg.MODEL.ANCHOR_GENERATOR
+    return {
+        "sizes": settings.SIZES,
+        "aspect_ratios": settings.ASPECT_RATIOS,
+        "strides": [shape.stride for shape in input_shape],
+        "offset": settings.OFFSET,
+    }
+
+
 class _GridAnchorGenerator(nn.Module):
     """Copies of a level's cell anchors at every cell of it; a subclass says what a cell's anchors are."""
 
@@ -140,13 +151,7 @@ class DefaultAnchorGenerator(_GridAnchorGenerator):
 
     @classmethod
     def from_config(cls, cfg, input_shape: list[ShapeSpec]) -> dict:
-        settings = cfg.MODEL.ANCHOR_GENERATOR
-        return {
-            "sizes": settings.SIZES,
-            "aspect_ratios": settings.ASPECT_RATIOS,
-            "strides": [shape.stride for shape in input_shape],
-            "offset": settings.OFFSET,
-        }
+        return _grid_settings(cfg, input_shape)
 
     def generate_cell_anchors(self, sizes=(32, 64, 128, 256, 512), aspect_ratios=(0.5, 1, 2)) -> Tensor:
         """(len(sizes) * len(aspect_ratios), 4) xyxy boxes about the origin; the ratio changes fastest."""
@@ -185,14 +190,7 @@ class RotatedAnchorGenerator(_GridAnchorGenerator):
 
     @classmethod
     def from_config(cls, cfg, input_shape: list[ShapeSpec]) -> dict:
-        settings = cfg.MODEL.ANCHOR_GENERATOR
-        return {
-            "sizes": settings.SIZES,
-            "aspect_ratios": settings.ASPECT_RATIOS,
-            "strides": [shape.stride for shape in input_shape],
-            "angles": settings.ANGLES,
-            "offset": settings.OFFSET,
-        }
+        return _grid_settings(cfg, input_shape) | {"angles": cfg.MODEL.ANCHOR_GENERATOR.ANGLES}
 
     def generate_cell_anchors(
         self, sizes=(32, 64, 128, 256, 512), aspect_ratios=(0.5, 1, 2), angles=(-90, -60, -30, 0, 30, 60, 90)

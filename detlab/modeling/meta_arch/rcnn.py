@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from detlab.config.config import configurable
 from detlab.modeling.backbone.backbone import Backbone
-from detlab.modeling.backbone.build import build_backbone
 from detlab.modeling.meta_arch.build import META_ARCH_REGISTRY
-from detlab.modeling.meta_arch.preprocess import ground_truth_of, normalize_and_batch, register_pixel_statistics
+from detlab.modeling.meta_arch.image_model import ImageModel, ground_truth_of, image_model_settings
 from detlab.modeling.postprocessing import detector_postprocess
 from detlab.modeling.proposal_generator.build import build_proposal_generator
 from detlab.modeling.roi_heads.roi_heads import build_roi_heads
@@ -34,7 +33,7 @@ def _postprocess(results: list[Instances], batched_inputs: list[dict], images: I
 
 
 @META_ARCH_REGISTRY.register()
-class GeneralizedRCNN(nn.Module):
+class GeneralizedRCNN(ImageModel):
     """Backbone, proposal generator and ROI heads.
 
     Args:
@@ -50,8 +49,6 @@ class GeneralizedRCNN(nn.Module):
         ValueError: if the means and deviations do not fit, or images are to be shown without ``input_format``.
     """
 
-    pixel_mean: Tensor
-    pixel_std: Tensor
     roi_heads: Any  # what the registry gives
 
     @configurable
@@ -66,33 +63,24 @@ class GeneralizedRCNN(nn.Module):
         input_format: str | None = None,
         vis_period: int = 0,
     ) -> None:
-        super().__init__()
-        self.backbone = backbone
+        super().__init__(backbone, pixel_mean, pixel_std)
         self.proposal_generator = proposal_generator
         self.roi_heads = roi_heads
         self.input_format = input_format
         self.vis_period = vis_period
         if vis_period > 0 and input_format is None:
             raise ValueError("to show training images the model needs input_format, 'RGB' or 'BGR'")
-        register_pixel_statistics(self, pixel_mean, pixel_std)
 
     @classmethod
     def from_config(cls, cfg) -> dict:
-        backbone = build_backbone(cfg)
-        return {
-            "backbone": backbone,
-            "proposal_generator": build_proposal_generator(cfg, backbone.output_shape()),
-            "roi_heads": build_roi_heads(cfg, backbone.output_shape()),
+        settings = image_model_settings(cfg)
+        shapes = settings["backbone"].output_shape()
+        return settings | {
+            "proposal_generator": build_proposal_generator(cfg, shapes),
+            "roi_heads": build_roi_heads(cfg, shapes),
             "input_format": cfg.INPUT.FORMAT,
             "vis_period": cfg.VIS_PERIOD,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
         }
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model lies."""
-        return self.pixel_mean.device
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict] | list[Instances]:
         """Losses by name in training; else of each input a dict with ``instances``, at the size it wants.
@@ -156,10 +144,6 @@ class GeneralizedRCNN(nn.Module):
                              "set DATASETS.PROPOSAL_FILES_TRAIN / _TEST and MODEL.LOAD_PROPOSALS")  # fmt: skip
         return [x["proposals"].to(self.device) for x in batched_inputs], {}
 
-    def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
-        """Normalise and pad; see :func:`normalize_and_batch`."""
-        return normalize_and_batch(batched_inputs, self.pixel_mean, self.pixel_std, self.backbone)
-
     def visualize_training(self, batched_inputs: list[dict], proposals: list[Instances], max_boxes: int = 20) -> None:
         """Put the first image with its true boxes beside the same with its best proposals into the event storage."""
         from detlab.utils.visualizer import Visualizer
@@ -174,7 +158,7 @@ class GeneralizedRCNN(nn.Module):
 
 
 @META_ARCH_REGISTRY.register()
-class ProposalNetwork(nn.Module):
+class ProposalNetwork(ImageModel):
     """Backbone and proposal generator alone.
 
     Args:
@@ -183,9 +167,6 @@ class ProposalNetwork(nn.Module):
         pixel_mean: of each channel.
         pixel_std: of each channel.
     """
-
-    pixel_mean: Tensor
-    pixel_std: Tensor
 
     @configurable
     def __init__(
@@ -196,29 +177,17 @@ class ProposalNetwork(nn.Module):
         pixel_mean: tuple[float],
         pixel_std: tuple[float],
     ) -> None:
-        super().__init__()
-        self.backbone = backbone
+        super().__init__(backbone, pixel_mean, pixel_std)
         self.proposal_generator = proposal_generator
-        register_pixel_statistics(self, pixel_mean, pixel_std)
 
     @classmethod
     def from_config(cls, cfg) -> dict:
-        backbone = build_backbone(cfg)
-        return {
-            "backbone": backbone,
-            "proposal_generator": build_proposal_generator(cfg, backbone.output_shape()),
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
-        }
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model lies."""
-        return self.pixel_mean.device
+        settings = image_model_settings(cfg)
+        return settings | {"proposal_generator": build_proposal_generator(cfg, settings["backbone"].output_shape())}
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
         """Losses by name in training; else of each input a dict with ``proposals``, at the size it wants."""
-        images = normalize_and_batch(batched_inputs, self.pixel_mean, self.pixel_std, self.backbone)
+        images = self.preprocess_image(batched_inputs)
         targets = ground_truth_of(batched_inputs, self.device)
         features = self.backbone(images.tensor)
         proposals, losses = self.proposal_generator(images, features, targets)

@@ -12,14 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detlab.config.config import configurable
-from detlab.layers.batch_norm import get_norm
 from detlab.layers.shape_spec import ShapeSpec
 from detlab.layers.wrappers import Conv2d
 from detlab.modeling.backbone.backbone import Backbone
-from detlab.modeling.backbone.build import build_backbone
+from detlab.modeling.conv_relu import conv3x3_relu
 from detlab.modeling.loss_normalizer import mean_over_ranks
 from detlab.modeling.meta_arch.build import META_ARCH_REGISTRY
-from detlab.modeling.meta_arch.preprocess import normalize_and_batch, register_pixel_statistics
+from detlab.modeling.meta_arch.image_model import ImageModel, image_model_settings
 from detlab.modeling.postprocessing import sem_seg_postprocess
 from detlab.modeling.weight_init import he_normal_fan_out
 from detlab.structures.image_list import ImageList
@@ -89,19 +88,9 @@ class SemSegFPNHead(nn.Module):
         """A convolution for each doubling that the level needs, one at least."""
         doublings = round(math.log2((shape.stride or 1) / self.common_stride))
         layers: list[nn.Module] = []
-        channels = shape.channels
+        channels = shape.channels or 0
         for _ in range(max(doublings, 1)):
-            conv = Conv2d(
-                channels,
-                conv_dims,
-                kernel_size=3,
-                padding=1,
-                bias=not norm,
-                norm=get_norm(norm, conv_dims),
-                activation=F.relu,
-            )
-            he_normal_fan_out(conv)
-            layers.append(conv)
+            layers.append(conv3x3_relu(channels, conv_dims, norm))
             channels = conv_dims
             if doublings > 0:
                 layers.append(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False))
@@ -150,7 +139,7 @@ class SemSegFPNHead(nn.Module):
 
 
 @META_ARCH_REGISTRY.register()
-class SemanticSegmentor(nn.Module):
+class SemanticSegmentor(ImageModel):
     """Backbone and semantic head.
 
     Args:
@@ -160,8 +149,6 @@ class SemanticSegmentor(nn.Module):
         pixel_std: of each channel.
     """
 
-    pixel_mean: Tensor
-    pixel_std: Tensor
     sem_seg_head: Any  # what the registry gives
 
     @configurable
@@ -173,25 +160,13 @@ class SemanticSegmentor(nn.Module):
         pixel_mean: tuple[float],
         pixel_std: tuple[float],
     ) -> None:
-        super().__init__()
-        self.backbone = backbone
+        super().__init__(backbone, pixel_mean, pixel_std)
         self.sem_seg_head = sem_seg_head
-        register_pixel_statistics(self, pixel_mean, pixel_std)
 
     @classmethod
     def from_config(cls, cfg) -> dict:
-        backbone = build_backbone(cfg)
-        return {
-            "backbone": backbone,
-            "sem_seg_head": build_sem_seg_head(cfg, backbone.output_shape()),
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
-        }
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model lies."""
-        return self.pixel_mean.device
+        settings = image_model_settings(cfg)
+        return settings | {"sem_seg_head": build_sem_seg_head(cfg, settings["backbone"].output_shape())}
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
         """Losses by name in training; else of each input a dict with ``sem_seg``, scores (K, height, width).
@@ -200,7 +175,7 @@ class SemanticSegmentor(nn.Module):
             batched_inputs: each with ``image`` (C, H, W), in training ``sem_seg`` (H, W), and perhaps the ``height``
                 and ``width`` wanted.
         """
-        images = normalize_and_batch(batched_inputs, self.pixel_mean, self.pixel_std, self.backbone)
+        images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
         targets = None
         if self.training:

@@ -5,10 +5,9 @@ import math
 from torch import Tensor, nn
 
 from detlab.config.config import configurable
-from detlab.layers.batch_norm import get_norm
 from detlab.layers.shape_spec import ShapeSpec
-from detlab.layers.wrappers import Conv2d
-from detlab.modeling.weight_init import he_normal_fan_out, xavier_uniform_fan_in
+from detlab.modeling.conv_relu import conv3x3_relu
+from detlab.modeling.weight_init import xavier_uniform_fan_in
 from detlab.utils.registry import Registry
 
 __all__ = ["ROI_BOX_HEAD_REGISTRY", "FastRCNNConvFCHead", "build_box_head"]
@@ -41,19 +40,9 @@ class FastRCNNConvFCHead(nn.Sequential):
         super().__init__()
         if not conv_dims and not fc_dims:
             raise ValueError("the box head has no layers; set MODEL.ROI_BOX_HEAD.NUM_CONV or NUM_FC above 0")
-        channels, height, width = input_shape.channels, input_shape.height, input_shape.width
+        channels, height, width = input_shape.channels or 0, input_shape.height, input_shape.width
         for i, dim in enumerate(conv_dims, start=1):
-            conv = Conv2d(
-                channels,
-                dim,
-                kernel_size=3,
-                padding=1,
-                bias=not conv_norm,
-                norm=get_norm(conv_norm, dim),
-                activation=nn.ReLU(inplace=True),
-            )
-            he_normal_fan_out(conv)
-            self.add_module(f"conv{i}", conv)
+            self.add_module(f"conv{i}", conv3x3_relu(channels, dim, conv_norm))
             channels = dim
         self._output_shape = ShapeSpec(channels=channels, height=height, width=width)
         if not fc_dims:

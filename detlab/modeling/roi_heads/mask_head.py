@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detlab.config.config import configurable
-from detlab.layers.batch_norm import get_norm
 from detlab.layers.shape_spec import ShapeSpec
-from detlab.layers.wrappers import Conv2d
+from detlab.modeling.conv_relu import conv3x3_relu
 from detlab.modeling.loss_normalizer import mean_over_ranks
 from detlab.modeling.weight_init import he_normal_fan_out, normal_init
 from detlab.structures.instances import Instances
@@ -166,17 +165,7 @@ class MaskRCNNConvUpsampleHead(BaseMaskRCNNHead, nn.Sequential):  # type: ignore
             raise ValueError("conv_dims must name at least the channels of the transposed convolution")
         channels = input_shape.channels or 0
         for i, dim in enumerate(conv_dims[:-1], start=1):
-            conv = Conv2d(
-                channels,
-                dim,
-                kernel_size=3,
-                padding=1,
-                bias=not conv_norm,
-                norm=get_norm(conv_norm, dim),
-                activation=nn.ReLU(inplace=True),
-            )
-            he_normal_fan_out(conv)
-            self.add_module(f"mask_fcn{i}", conv)
+            self.add_module(f"mask_fcn{i}", conv3x3_relu(channels, dim, conv_norm))
             channels = dim
         self.deconv = nn.ConvTranspose2d(channels, conv_dims[-1], kernel_size=2, stride=2)
         self.add_module("deconv_relu", nn.ReLU(inplace=True))
