@@ -17,6 +17,7 @@ from detlab.engine.launch import launch_from_args
 from detlab.engine.train_loop import AMPTrainer, SimpleTrainer
 from detlab.evaluation.evaluator import inference_on_dataset
 from detlab.evaluation.testing import print_csv_format
+from detlab.modeling.meta_arch.build import place_model
 from detlab.utils import comm
 from detlab.utils.user_modules import import_user_modules
 
@@ -79,7 +80,7 @@ def main(args):
     """What every process runs."""
     cfg = read_config(args)
     default_setup(cfg, args)
-    model = instantiate(cfg.model).to(cfg.train.device)
+    model = place_model(instantiate(cfg.model), cfg.train.device)
     if not args.eval_only:
         return train(cfg, model, args.resume)
     DetectionCheckpointer(model, cfg.train.output_dir).resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
