@@ -9,15 +9,16 @@
 
 #include "../kernels.h"
 #include "box_planes.h"
+#include "memory.h"
 #include "parallel.h"
 
 namespace detlab {
 namespace cpu {
 namespace {
 
-constexpr int64_t kBlock = 128;
+constexpr int64_t kBlock = 256;
 // Pairs of boxes that make it worth to wake another thread.
-constexpr int64_t kPairsPerTask = 1 << 16;
+constexpr int64_t kPairsPerTask = 1 << 18;
 constexpr int64_t kLargeGroup = 2048;
 
 // The largest number of type T that is not above the limit: `x > limit` in double is `x > rounded` for every x in T.
@@ -321,7 +322,7 @@ Tensor box_iou_rotated(Tensor boxes1, Tensor boxes2) {
   const ScalarType wide = wide_type(boxes1.scalar_type());
   const Tensor exact1 = as_type(boxes1, wide), exact2 = as_type(boxes2, wide);
   const int64_t rows = boxes1.size(0), columns = boxes2.size(0);
-  const Tensor ious = new_tensor(boxes1, {rows, columns}, wide);
+  const Tensor ious = new_result(boxes1, {rows, columns}, wide);
   const auto run = [&](auto zero) {
     using T = decltype(zero);
     const BoxPlanes<TurnedBoxes<T>> planes1(static_cast<const T*>(exact1.data_ptr()), nullptr, rows);

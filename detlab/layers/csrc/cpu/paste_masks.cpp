@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "../kernels.h"
+#include "memory.h"
 #include "parallel.h"
 #include "simd.h"
 
@@ -132,7 +133,7 @@ Tensor paste_masks(Tensor masks, Tensor boxes, int64_t height, int64_t width, do
   const ScalarType wide = wide_type(masks.scalar_type());
   const Tensor exact = as_type(masks, wide), exact_boxes = as_type(boxes, wide);
   const Tensor result =
-      new_tensor(masks, {masks.size(0), height, width}, threshold < 0 ? ScalarType::Byte : ScalarType::Bool);
+      new_result(masks, {masks.size(0), height, width}, threshold < 0 ? ScalarType::Byte : ScalarType::Bool);
   uint8_t* pixels = static_cast<uint8_t*>(result.data_ptr());
   if (result.numel() == 0) return result;
   if (wide == ScalarType::Double) {

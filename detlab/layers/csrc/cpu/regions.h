@@ -5,42 +5,14 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstdlib>
 #include <limits>
-#include <memory>
-#include <new>
 #include <vector>
 
 #include "../checks.h"
+#include "memory.h"
 #include "simd.h"
 
 namespace detlab {
-
-// Numbers on cache-line boundaries, not set to anything.
-template <typename T>
-class Buffer {
- public:
-  Buffer() = default;
-  explicit Buffer(int64_t size) { reserve(size); }
-
-  T* reserve(int64_t size) {
-    if (size > size_) {
-      const size_t bytes = (static_cast<size_t>(size) * sizeof(T) + kLineBytes - 1) / kLineBytes * kLineBytes;
-      data_.reset(static_cast<T*>(std::aligned_alloc(kLineBytes, bytes)));
-      if (!data_) throw std::bad_alloc();
-      size_ = size;
-    }
-    return data_.get();
-  }
-  T* get() const { return data_.get(); }
-
- private:
-  struct Free {
-    void operator()(T* data) const { std::free(data); }
-  };
-  std::unique_ptr<T, Free> data_;
-  int64_t size_ = 0;
-};
 
 // One image of one feature level, as its tensor lies in memory.
 template <typename S>

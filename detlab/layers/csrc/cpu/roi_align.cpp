@@ -2,7 +2,7 @@
 //
 // A group is the regions of one image and level. Where they together read more than their part of the map holds, that
 // part is packed into cells once for each channel group and read from cache; where they read little, each region is
-// packed alone. Backward gathers the gradient of a group in packed cells, regions in their order, so that the sums do
+// packed alone, or read in place if its cells lie in memory as they are. Backward gathers the gradient of a group in packed cells, regions in their order, so that the sums do
 // not depend on the number of threads.
 
 #include <algorithm>
@@ -20,6 +20,8 @@ namespace cpu {
 namespace {
 
 constexpr int64_t kRegionsPerUnit = 8;
+// What it costs to pack a cell for one region alone, in short pieces, relative to packing it in passing over the map.
+constexpr int64_t kPackingAlone = 6;
 
 template <typename T>
 struct Plan {
@@ -124,7 +126,7 @@ class Forward {
     const int64_t cells_read = plan_.cells_read_by(group), num_regions = static_cast<int64_t>(group.regions.size());
     if (num_regions == 0) return;
     const int64_t packed = plan_.window_of(group).area();
-    if (cells_read > packed && !reads_in_place(group)) {
+    if (kPackingAlone * cells_read > packed) {
       for (int64_t first = 0; first < channels_; first += kLanes<T>) {
         units_.push_back({g, first, first + kLanes<T>, true, packed + cells_read});
       }
@@ -230,7 +232,7 @@ Tensor forward_of(const std::vector<Tensor>& features, const Tensor& rois, const
   using T = typename Storage<S>::Wide;
   const Plan<T> plan = make_plan<T>(features, rois, levels, scales, settings);
   Sizes shape = {rois.size(0), features[0].size(1), settings.bins_h, settings.bins_w};
-  const Tensor output = new_tensor(features[0], shape, features[0].scalar_type());
+  const Tensor output = new_result(features[0], shape, features[0].scalar_type());
   S* numbers = static_cast<S*>(output.data_ptr());
   Forward<S, T>(plan, features, numbers).run();
   const int64_t numbers_per_region = features[0].size(1) * plan.bins;
@@ -248,7 +250,7 @@ std::vector<Tensor> backward_of(const Tensor& grad, const std::vector<Tensor>& f
   const Plan<T> plan = make_plan<T>(features, rois, levels, scales, settings);
   const Tensor dense = as_type(grad, features[0].scalar_type());
   std::vector<Tensor> grads;
-  for (const Tensor& level : features) grads.push_back(torch::stable::empty_like(level));
+  for (const Tensor& level : features) grads.push_back(new_result_like(level));
   backward<S, T>(plan, static_cast<const S*>(dense.data_ptr()), grads);
   return grads;
 }

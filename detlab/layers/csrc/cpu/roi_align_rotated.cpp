@@ -335,8 +335,8 @@ Tensor roi_align_rotated(Tensor input, Tensor rois, Sizes output_size, double sp
   check_rotated(input, rois, output_size);
   const Tensor exact = as_type(rois, wide_type(rois.scalar_type()));
   const RotatedSettings settings = {output_size[0], output_size[1], sampling_ratio, spatial_scale};
-  const Tensor output = new_tensor(input, {rois.size(0), input.size(1), output_size[0], output_size[1]},
-                                   input.scalar_type());
+  const Tensor output =
+      new_result(input, {rois.size(0), input.size(1), output_size[0], output_size[1]}, input.scalar_type());
   with_types(input, exact, [&](auto number, auto coordinate) {
     using S = decltype(number);
     using C = decltype(coordinate);
@@ -353,7 +353,7 @@ Tensor roi_align_rotated_backward(Tensor grad, Tensor input, Tensor rois, Sizes 
   const Tensor exact = as_type(rois, wide_type(rois.scalar_type()));
   const Tensor dense = as_type(grad, input.scalar_type());
   const RotatedSettings settings = {output_size[0], output_size[1], sampling_ratio, spatial_scale};
-  const Tensor result = torch::stable::empty_like(input);
+  const Tensor result = new_result_like(input);
   with_types(input, exact, [&](auto number, auto coordinate) {
     using S = decltype(number);
     using C = decltype(coordinate);

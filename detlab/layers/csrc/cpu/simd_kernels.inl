@@ -295,12 +295,17 @@ DETLAB_INLINE void unpack_square(const T* cells, int64_t channel_stride, int cha
   }
 }
 
+constexpr int kPrefetch = 128;  // numbers ahead
+
 template <typename S, typename T>
 DETLAB_INLINE void pack_squares(const S* source, int64_t channel_stride, int64_t positions, int channels, T* cells) {
   constexpr int width = kWidth<T>;
   for (int64_t p = 0; p < positions; p += width) {
     // The last square is moved back to end with the row; it rewrites some cells with what they hold.
     const int64_t start = p + width <= positions ? p : positions - width;
+    for (int channel = 0; channel < channels; ++channel) {
+      __builtin_prefetch(source + channel * channel_stride + start + kPrefetch);
+    }
     pack_square(source + start, channel_stride, channels, cells + start * kLanes<T>);
   }
 }

@@ -1,0 +1,104 @@
+// Memory of the CPU kernels: results, and the buffers that threads work in.
+#pragma once
+
+#include <sys/mman.h>
+
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "../checks.h"
+#include "simd.h"
+
+namespace detlab {
+
+// Results from this size on lie in huge pages where the system grants them: the page faults of small ones cost several
+// times as much as writing the numbers.
+constexpr int64_t kHugePage = int64_t{2} << 20;
+constexpr int64_t kLargeResult = 2 * kHugePage;
+
+inline int64_t bytes_per_number(ScalarType type) {
+  switch (type) {
+    case ScalarType::Double:
+    case ScalarType::Long:
+      return 8;
+    case ScalarType::Float:
+      return 4;
+    case ScalarType::Half:
+    case ScalarType::BFloat16:
+      return 2;
+    default:
+      return 1;
+  }
+}
+
+// Not set to anything. `strides` must be those of a dense tensor.
+inline Tensor new_large_tensor(const Tensor& like, const std::vector<int64_t>& shape,
+                               const std::vector<int64_t>& strides, ScalarType type) {
+  int64_t bytes = bytes_per_number(type);
+  for (int64_t size : shape) bytes *= size;
+  bytes = (bytes + kHugePage - 1) / kHugePage * kHugePage;
+  void* data = std::aligned_alloc(kHugePage, bytes);
+  if (data == nullptr) throw std::bad_alloc();
+#if defined(MADV_HUGEPAGE)
+  madvise(data, bytes, MADV_HUGEPAGE);
+#endif
+  return torch::stable::from_blob(data, shape, strides, like.device(), type, static_cast<void (*)(void*)>(std::free));
+}
+
+inline Tensor new_result(const Tensor& like, const std::vector<int64_t>& shape, ScalarType type) {
+  std::vector<int64_t> strides(shape.size());
+  int64_t count = 1;
+  for (size_t axis = shape.size(); axis-- > 0;) {
+    strides[axis] = count;
+    count *= shape[axis];
+  }
+  if (count * bytes_per_number(type) < kLargeResult) return new_tensor(like, shape, type);
+  return new_large_tensor(like, shape, strides, type);
+}
+
+// Whether a feature map (N, C, H, W) fills its memory, in either of the usual orders.
+inline bool is_dense_map(const Tensor& map) {
+  const int64_t c = map.size(1), h = map.size(2), w = map.size(3);
+  const bool is_channels_last =
+      map.stride(1) == 1 && map.stride(3) == c && map.stride(2) == c * w && map.stride(0) == c * w * h;
+  return map.is_contiguous() || is_channels_last;
+}
+
+inline Tensor new_result_like(const Tensor& map) {
+  if (map.numel() * bytes_per_number(map.scalar_type()) < kLargeResult || !is_dense_map(map)) {
+    return torch::stable::empty_like(map);
+  }
+  const auto sizes = map.sizes(), strides = map.strides();
+  return new_large_tensor(map, {sizes.begin(), sizes.end()}, {strides.begin(), strides.end()}, map.scalar_type());
+}
+
+// Numbers on cache-line boundaries, not set to anything.
+template <typename T>
+class Buffer {
+ public:
+  Buffer() = default;
+  explicit Buffer(int64_t size) { reserve(size); }
+
+  T* reserve(int64_t size) {
+    if (size > size_) {
+      const size_t bytes = (static_cast<size_t>(size) * sizeof(T) + kLineBytes - 1) / kLineBytes * kLineBytes;
+      data_.reset(static_cast<T*>(std::aligned_alloc(kLineBytes, bytes)));
+      if (!data_) throw std::bad_alloc();
+      size_ = size;
+    }
+    return data_.get();
+  }
+  T* get() const { return data_.get(); }
+
+ private:
+  struct Free {
+    void operator()(T* data) const { std::free(data); }
+  };
+  std::unique_ptr<T, Free> data_;
+  int64_t size_ = 0;
+};
+
+}  // namespace detlab
