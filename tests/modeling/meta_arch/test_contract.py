@@ -91,3 +91,15 @@ def test_a_gpu_that_is_not_there_is_named_with_the_cure():
 def test_an_unknown_model_lists_the_known_ones():
     with pytest.raises(KeyError, match="GeneralizedRCNN"):
         build_model(tiny_config("GeneralisedRCNN"))
+
+
+def test_training_images_and_masks_are_shown_when_asked_for():
+    cfg = tiny_config(masks=True)
+    cfg.VIS_PERIOD = 1
+    model = build_model(cfg).train()
+    with EventStorage(0) as storage:
+        model(tiny_batch())
+        shown = {name: image for name, image, _ in storage._vis_data}
+    assert len(shown) == 2
+    boxes = next(image for name, image in shown.items() if "proposals" in name)
+    assert boxes.shape == (3, 64, 2 * 96) and boxes.float().std() > 0
