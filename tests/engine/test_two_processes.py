@@ -1,5 +1,6 @@
 """Two gloo processes with a global batch of B take the same steps as one process with that batch."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -42,21 +43,24 @@ def train(path: str) -> None:
 
 @pytest.mark.parametrize("processes", [2])
 def test_weights_after_ten_iterations_are_those_of_one_process(processes, tmp_path):
-    """Within a thousandth of each tensor's largest change, as sums in another order round differently.
+    """Within half a percent of the distance travelled, all weights taken together.
 
-    The images are of one size, since each process pads its own part of the batch; and the learning rate is small, as
-    the choice of proposals is a step function that turns a rounding error into another box sooner or later.
+    Sums in another order round differently, and the choice of proposals is a step function that turns a rounding error
+    into another box now and then; a loss divided by its own rank's count would be off by a tenth or more. The images
+    are of one size, since each process pads its own part of the batch.
     """
     one, many = tmp_path / "one.pth", tmp_path / "many.pth"
-    start = build_from_seed()
     launch(train, 1, args=(str(one),), device="cpu")
     launch(train, processes, dist_url="auto", args=(str(many),), device="cpu")
-    expected, got = load(one), load(many)
-    changes = {name: (value - start[name]).abs().max() for name, value in expected.items()}
-    assert sum(change > 100 * 1e-6 for change in changes.values()) > len(changes) / 2, "the weights hardly moved"
-    for name, value in expected.items():
-        allowed = 1e-3 * changes[name] + 1e-6
-        assert (value - got[name]).abs().max() <= allowed, name
+    start, expected, got = build_from_seed(), load(one), load(many)
+    travelled = distance(expected, start)
+    assert travelled > 0.01, "the weights hardly moved"
+    assert distance(got, expected) <= 0.005 * travelled
+
+
+def distance(a, b):
+    """Of two sets of weights, as one vector each."""
+    return math.sqrt(sum((a[name] - b[name]).double().square().sum().item() for name in a))
 
 
 def build_from_seed():
