@@ -36,11 +36,11 @@ SCHEMAS = {
     "roi_align_levels": "(Tensor[] features, Tensor rois, Tensor? levels, int[] output_size, float[] scales, "
     "int sampling_ratio, bool aligned) -> Tensor",
     "roi_align_levels_backward": "(Tensor grad, Tensor[] features, Tensor rois, Tensor? levels, int[] output_size, "
-    "float[] scales, int sampling_ratio, bool aligned) -> Tensor[]",
+    "float[] scales, int sampling_ratio, bool aligned, bool deterministic) -> Tensor[]",
     "roi_align_rotated": "(Tensor input, Tensor rois, int[] output_size, float spatial_scale, int sampling_ratio) "
     "-> Tensor",
     "roi_align_rotated_backward": "(Tensor grad, Tensor input, Tensor rois, int[] output_size, float spatial_scale, "
-    "int sampling_ratio) -> Tensor",
+    "int sampling_ratio, bool deterministic) -> Tensor",
     "nms": "(Tensor boxes, Tensor scores, Tensor? classes, float iou_threshold) -> Tensor",
     "nms_rotated": "(Tensor boxes, Tensor scores, Tensor? classes, float iou_threshold) -> Tensor",
     "nms_fixed": "(Tensor boxes, Tensor scores, Tensor classes, float iou_threshold, SymInt max_output) "
@@ -268,7 +268,9 @@ def _fake_roi_align_levels(features, rois, levels, output_size, scales, sampling
     return features[0].new_empty((rois.shape[0], features[0].shape[1], *output_size))
 
 
-def _fake_roi_align_levels_backward(grad, features, rois, levels, output_size, scales, sampling_ratio, aligned):
+def _fake_roi_align_levels_backward(
+    grad, features, rois, levels, output_size, scales, sampling_ratio, aligned, deterministic
+):
     return [torch.empty_like(feature) for feature in features]
 
 
@@ -276,7 +278,7 @@ def _fake_roi_align_rotated(input, rois, output_size, spatial_scale, sampling_ra
     return input.new_empty((rois.shape[0], input.shape[1], *output_size))
 
 
-def _fake_roi_align_rotated_backward(grad, input, rois, output_size, spatial_scale, sampling_ratio):
+def _fake_roi_align_rotated_backward(grad, input, rois, output_size, spatial_scale, sampling_ratio, deterministic):
     return torch.empty_like(input)
 
 
@@ -319,7 +321,8 @@ def _save_levels(ctx, inputs, output) -> None:
 
 def _grad_of_levels(ctx, grad):
     rois, levels, *features = ctx.saved_tensors
-    grads = torch.ops.detlab.roi_align_levels_backward(grad, features, rois, levels, *ctx.settings)
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    grads = torch.ops.detlab.roi_align_levels_backward(grad, features, rois, levels, *ctx.settings, deterministic)
     return grads, None, None, None, None, None, None
 
 
@@ -330,7 +333,9 @@ def _save_rotated(ctx, inputs, output) -> None:
 
 def _grad_of_rotated(ctx, grad):
     input, rois = ctx.saved_tensors
-    return torch.ops.detlab.roi_align_rotated_backward(grad, input, rois, *ctx.settings), None, None, None, None
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    result = torch.ops.detlab.roi_align_rotated_backward(grad, input, rois, *ctx.settings, deterministic)
+    return result, None, None, None, None
 
 
 def _plain_kernel(name: str) -> Callable:

@@ -40,11 +40,10 @@ CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract
 NVCC_FLAGS = [
     "-std=c++17",
     "-O3",
-    "-Xcompiler",
-    "-fPIC",
-    "-Xcompiler",
-    "-fvisibility=hidden",
+    "--fmad=false",
     "--expt-relaxed-constexpr",
+    "-Xcompiler",
+    "-fPIC,-fvisibility=hidden",
 ]
 # What a wheel carries: two real architectures, and PTX that later ones compile for themselves.
 WHEEL_ARCHITECTURES = ("arch=compute_80,code=sm_80", "arch=compute_90,code=sm_90", "arch=compute_90,code=compute_90")
@@ -54,18 +53,17 @@ class BuildError(RuntimeError):
     """The compiler's own words, shortened."""
 
 
-def source_hash() -> str:
-    """Twelve digits that change with the sources and flags."""
-    digest = hashlib.sha256(repr((DEFINES, CXX_FLAGS, NVCC_FLAGS)).encode())
-    for path in sorted(CSRC.rglob("*")):
-        if path.is_file() and not path.name.startswith("."):
-            digest.update(path.relative_to(CSRC).as_posix().encode() + path.read_bytes())
+def source_hash(part: str) -> str:
+    """Twelve digits that change with the sources and flags of the part "cpu" or "cuda"."""
+    digest = hashlib.sha256(repr((DEFINES, CXX_FLAGS if part == "cpu" else NVCC_FLAGS)).encode())
+    for path in sorted([*CSRC.glob("*.h"), *CSRC.glob(f"{part}/*")]):
+        digest.update(path.relative_to(CSRC).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:12]
 
 
 def library_name(part: str) -> str:
     """File name of the part "cpu" or "cuda" of the library; names the sources it was built from."""
-    return f"libdetlab_{part}-{source_hash()}.so"
+    return f"libdetlab_{part}-{source_hash(part)}.so"
 
 
 def find_torch() -> Path | None:

@@ -49,6 +49,7 @@ def roi_align_levels_backward(
     scales: list[float],
     sampling_ratio: int,
     aligned: bool,
+    deterministic: bool,
 ) -> list[Tensor]:
     kernel = _torchvision()._roi_align_backward
     wide = grad.to(_wide(grad.dtype)).contiguous()
@@ -89,7 +90,7 @@ def nms_rotated(boxes: Tensor, scores: Tensor, classes: Tensor | None, iou_thres
 
 def _suppress_by_class(boxes: Tensor, scores: Tensor, classes: Tensor | None, iou_threshold: float, suppress):
     """Sorts once, applies ``suppress`` to each class's boxes in that order, returns what is kept in that order."""
-    order = scores.argsort(descending=True, stable=True)
+    order = scores.masked_fill(scores.isnan(), -math.inf).argsort(descending=True, stable=True)
     boxes = boxes[order]
     if classes is None:
         return order[suppress(boxes, iou_threshold)]
@@ -208,7 +209,13 @@ def roi_align_rotated(
 
 
 def roi_align_rotated_backward(
-    grad: Tensor, input: Tensor, rois: Tensor, output_size: list[int], spatial_scale: float, sampling_ratio: int
+    grad: Tensor,
+    input: Tensor,
+    rois: Tensor,
+    output_size: list[int],
+    spatial_scale: float,
+    sampling_ratio: int,
+    deterministic: bool,
 ) -> Tensor:
     wide = _wide(input.dtype)
     n, channels, height, width = input.shape

@@ -19,11 +19,11 @@ using Scales = std::vector<double>;
                           Scales scales, int64_t sampling_ratio, bool aligned);                                        \
   std::vector<Tensor> roi_align_levels_backward(Tensor grad, std::vector<Tensor> features, Tensor rois,                \
                                                 std::optional<Tensor> levels, Sizes output_size, Scales scales,        \
-                                                int64_t sampling_ratio, bool aligned);                                 \
+                                                int64_t sampling_ratio, bool aligned, bool deterministic);             \
   Tensor roi_align_rotated(Tensor input, Tensor rois, Sizes output_size, double spatial_scale,                         \
                            int64_t sampling_ratio);                                                                    \
   Tensor roi_align_rotated_backward(Tensor grad, Tensor input, Tensor rois, Sizes output_size, double spatial_scale,   \
-                                    int64_t sampling_ratio);                                                           \
+                                    int64_t sampling_ratio, bool deterministic);                                       \
   Tensor nms(Tensor boxes, Tensor scores, std::optional<Tensor> classes, double iou_threshold);                        \
   Tensor nms_rotated(Tensor boxes, Tensor scores, std::optional<Tensor> classes, double iou_threshold);                \
   std::tuple<Tensor, Tensor> nms_fixed(Tensor boxes, Tensor scores, Tensor classes, double iou_threshold,              \

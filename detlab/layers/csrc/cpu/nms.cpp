@@ -59,16 +59,16 @@ uint64_t descending_key(double score) {
   return ~(bits >> 63 ? ~bits : bits | 0x8000000000000000u);
 }
 
-// Indices by decreasing score, equal scores in their order. NaN comes last. With `skip_padding`, NaN and -inf are left
-// out.
+// Indices by decreasing score, equal scores in their order; NaN counts as -inf. With `skip_padding` both are left out.
 template <typename T>
 std::vector<int64_t> sort_by_score(const T* scores, int64_t count, bool skip_padding) {
+  constexpr T nothing = -std::numeric_limits<T>::infinity();
   std::vector<std::pair<uint64_t, int64_t>> keyed;
   keyed.reserve(count);
   for (int64_t i = 0; i < count; ++i) {
-    const bool is_nan = std::isnan(scores[i]);
-    if (skip_padding && (is_nan || scores[i] == -std::numeric_limits<T>::infinity())) continue;
-    keyed.emplace_back(is_nan ? ~uint64_t{0} : descending_key(scores[i]), i);
+    const T score = std::isnan(scores[i]) ? nothing : scores[i];
+    if (skip_padding && score == nothing) continue;
+    keyed.emplace_back(descending_key(score), i);
   }
   std::sort(keyed.begin(), keyed.end());
   std::vector<int64_t> order(keyed.size());

@@ -275,7 +275,8 @@ Tensor roi_align_levels(std::vector<Tensor> features, Tensor rois, std::optional
 
 std::vector<Tensor> roi_align_levels_backward(Tensor grad, std::vector<Tensor> features, Tensor rois,
                                               std::optional<Tensor> levels, Sizes output_size, Scales scales,
-                                              int64_t sampling_ratio, bool aligned) {
+                                              int64_t sampling_ratio, bool aligned,
+                                              bool /*deterministic: always*/) {
   check_pooling(features, rois, levels, output_size, scales);
   check_shape("grad", grad, {rois.size(0), features[0].size(1), output_size[0], output_size[1]});
   const PoolSettings settings = {output_size[0], output_size[1], sampling_ratio, aligned};

@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "../kernels.h"
+#include "../roi_axis.h"
 #include "parallel.h"
 #include "regions.h"
 
@@ -51,8 +52,8 @@ struct TurnedGrid {
     const C angle = roi[5] * static_cast<C>(3.14159265358979323846 / 180);
     cos = std::cos(angle);
     sin = std::sin(angle);
-    grid_h = samples(height, settings.bins_h, settings.sampling_ratio);
-    grid_w = samples(width, settings.bins_w, settings.sampling_ratio);
+    grid_h = samples_per_bin(height / static_cast<C>(settings.bins_h), settings.sampling_ratio);
+    grid_w = samples_per_bin(width / static_cast<C>(settings.bins_w), settings.sampling_ratio);
   }
   bool is_finite() const {
     return std::isfinite(center_x) && std::isfinite(center_y) && std::isfinite(width) && std::isfinite(height) &&
@@ -62,13 +63,6 @@ struct TurnedGrid {
   int64_t expected_taps() const {
     const double cells = (std::abs(static_cast<double>(width)) + 2) * (std::abs(static_cast<double>(height)) + 2) * 2;
     return static_cast<int64_t>(std::min(cells, 1e9));
-  }
-
- private:
-  static int64_t samples(C length, int64_t bins, int64_t wanted) {
-    if (wanted > 0) return wanted;
-    const C grid = std::ceil(length / static_cast<C>(bins));
-    return grid >= 1 ? static_cast<int64_t>(std::min(grid, static_cast<C>(1 << 30))) : 0;
   }
 };
 
@@ -119,12 +113,10 @@ void narrow_to(C origin, C step, C low, C high, int64_t count, int64_t* first, i
 
 template <typename C, typename T>
 void add_sample(C x, C y, int64_t height, int64_t width, C weight, CellSums<T>& sums) {
-  if (!(y >= -1 && y <= static_cast<C>(height) && x >= -1 && x <= static_cast<C>(width))) return;
-  y = std::min(std::max(y, static_cast<C>(0)), static_cast<C>(height - 1));
-  x = std::min(std::max(x, static_cast<C>(0)), static_cast<C>(width - 1));
-  const int32_t top = static_cast<int32_t>(y), left = static_cast<int32_t>(x);
-  const C down = y - static_cast<C>(top), right = x - static_cast<C>(left);
-  const int32_t cell = top * static_cast<int32_t>(width) + left;
+  const Sample<C> row = place_sample(y, height), column = place_sample(x, width);
+  if (!row.is_on_map || !column.is_on_map) return;
+  const C down = row.high_share, right = column.high_share;
+  const int32_t cell = row.low * static_cast<int32_t>(width) + column.low;
   sums.add(cell, static_cast<T>((1 - down) * (1 - right) * weight));
   if (right > 0) sums.add(cell + 1, static_cast<T>((1 - down) * right * weight));
   if (down > 0) sums.add(cell + static_cast<int32_t>(width), static_cast<T>(down * (1 - right) * weight));
@@ -347,7 +339,7 @@ Tensor roi_align_rotated(Tensor input, Tensor rois, Sizes output_size, double sp
 }
 
 Tensor roi_align_rotated_backward(Tensor grad, Tensor input, Tensor rois, Sizes output_size, double spatial_scale,
-                                  int64_t sampling_ratio) {
+                                  int64_t sampling_ratio, bool /*deterministic: always*/) {
   check_rotated(input, rois, output_size);
   check_shape("grad", grad, {rois.size(0), input.size(1), output_size[0], output_size[1]});
   const Tensor exact = as_type(rois, wide_type(rois.scalar_type()));

@@ -1,52 +1,11 @@
 #include "roi_taps.h"
 
 #include <algorithm>
-#include <cmath>
+
+#include "../roi_axis.h"
 
 namespace detlab {
 namespace {
-
-// One axis of a region: bins of `bin_size` cells from `start`, `grid` samples in each.
-template <typename C>
-struct Axis {
-  C start, bin_size;
-  int64_t bins, grid, size;
-
-  C position(int64_t bin, int64_t sample) const {
-    return start + static_cast<C>(bin) * bin_size +
-           (static_cast<C>(sample) + static_cast<C>(0.5)) * bin_size / static_cast<C>(grid);
-  }
-};
-
-template <typename C>
-Axis<C> make_axis(C low, C high, C scale, int64_t bins, int64_t size, const PoolSettings& settings) {
-  const C offset = settings.aligned ? static_cast<C>(0.5) : static_cast<C>(0);
-  const C start = low * scale - offset, end = high * scale - offset;
-  C length = end - start;
-  if (!settings.aligned) length = std::max(length, static_cast<C>(1));
-  const C bin_size = length / static_cast<C>(bins);
-  if (settings.sampling_ratio > 0) return {start, bin_size, bins, settings.sampling_ratio, size};
-  const C wanted = std::ceil(bin_size);
-  const C most = static_cast<C>(int64_t{1} << 30);
-  return {start, bin_size, bins, wanted >= 1 ? static_cast<int64_t>(std::min(wanted, most)) : 0, size};
-}
-
-// Samples of a bin that can lie on the map: a superset, cut so that a region of any size costs no more than the map.
-template <typename C>
-void possible_samples(const Axis<C>& axis, int64_t bin, int64_t* first, int64_t* last) {
-  *first = 0;
-  *last = axis.grid;
-  const C step = axis.bin_size / static_cast<C>(axis.grid);
-  if (!(step > 0) || axis.grid < 64) return;
-  const C origin = axis.start + static_cast<C>(bin) * axis.bin_size;
-  const auto sample_at = [&](C position, int64_t margin) {
-    const C sample = (position - origin) / step;
-    const C held = std::min(std::max(sample, static_cast<C>(0)), static_cast<C>(axis.grid));
-    return std::min(std::max<int64_t>(static_cast<int64_t>(held) + margin, 0), axis.grid);
-  };
-  *first = sample_at(static_cast<C>(-1), -4);
-  *last = sample_at(static_cast<C>(axis.size), 4);
-}
 
 template <typename T>
 void add_tap(std::vector<int32_t>& cells, std::vector<T>& weights, int32_t bin_start, int32_t cell, T weight) {
@@ -69,17 +28,15 @@ void find_axis_taps(const Axis<C>& axis, std::vector<int32_t>& starts, std::vect
   weights.clear();
   const C share_of_sample = axis.grid > 0 ? 1 / static_cast<C>(axis.grid) : 0;
   for (int64_t bin = 0; bin < axis.bins; ++bin) {
-    int64_t first = 0, last = 0;
-    if (axis.grid > 0) possible_samples(axis, bin, &first, &last);
-    for (int64_t sample = first; sample < last; ++sample) {
-      C position = axis.position(bin, sample);
-      if (!(position >= -1 && position <= static_cast<C>(axis.size))) continue;
-      position = std::min(std::max(position, static_cast<C>(0)), static_cast<C>(axis.size - 1));
-      const int32_t low = static_cast<int32_t>(position);
-      const C high_share = position - static_cast<C>(low);
-      add_tap(cells, weights, starts.back(), low, static_cast<T>((1 - high_share) * share_of_sample));
-      if (high_share > 0) {
-        add_tap(cells, weights, starts.back(), low + 1, static_cast<T>(high_share * share_of_sample));
+    int64_t first, last;
+    axis.possible_samples(bin, &first, &last);
+    for (int64_t k = first; k < last; ++k) {
+      const Sample<C> sample = place_sample(axis.position(bin, k), axis.size);
+      if (!sample.is_on_map) continue;
+      const C low_share = 1 - sample.high_share;
+      add_tap(cells, weights, starts.back(), sample.low, static_cast<T>(low_share * share_of_sample));
+      if (sample.high_share > 0) {
+        add_tap(cells, weights, starts.back(), sample.low + 1, static_cast<T>(sample.high_share * share_of_sample));
       }
     }
     starts.push_back(static_cast<int32_t>(cells.size()));
@@ -117,10 +74,10 @@ void find_columns(const std::vector<int32_t>& cells, const Window& window, std::
 
 template <typename C, typename T>
 void find_taps(const C* roi, C scale, int64_t height, int64_t width, const PoolSettings& settings, OwnedTaps<T>& taps) {
-  const Axis<C> x_axis = make_axis(roi[1], roi[3], scale, settings.bins_w, width, settings);
-  const Axis<C> y_axis = make_axis(roi[2], roi[4], scale, settings.bins_h, height, settings);
-  taps.is_finite = std::isfinite(x_axis.start) && std::isfinite(y_axis.start) && std::isfinite(x_axis.bin_size) &&
-                   std::isfinite(y_axis.bin_size);
+  const int64_t ratio = settings.sampling_ratio;
+  const Axis<C> x_axis = make_axis(roi[1], roi[3], scale, settings.bins_w, width, ratio, settings.aligned);
+  const Axis<C> y_axis = make_axis(roi[2], roi[4], scale, settings.bins_h, height, ratio, settings.aligned);
+  taps.is_finite = x_axis.is_finite() && y_axis.is_finite();
   taps.window = Window::nothing();
   if (!taps.is_finite) return;
   find_axis_taps(y_axis, taps.row_starts, taps.rows, taps.row_weights);
