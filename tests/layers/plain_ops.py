@@ -159,15 +159,27 @@ def nms_fixed(
 
 
 def box_iou_rotated(boxes1: Tensor, boxes2: Tensor) -> Tensor:
-    """By cutting polygons, (N, 5) and (M, 5) -> (N, M)."""
-    corners1, corners2 = [[rotated_corners(box) for box in boxes.double().tolist()] for boxes in (boxes1, boxes2)]
+    """By cutting polygons, (N, 5) and (M, 5) -> (N, M); 0 for boxes that are not finite."""
     ious = torch.zeros((len(boxes1), len(boxes2)), dtype=torch.float64)
-    for i, first in enumerate(corners1):
-        for j, second in enumerate(corners2):
-            shared = polygon_area(clipped_polygon(first, second))
-            union = polygon_area(first) + polygon_area(second) - shared
-            ious[i, j] = shared / union if union > 0 else 0.0
+    finite1, finite2 = [
+        [(i, box) for i, box in enumerate(boxes.double().tolist()) if all(map(math.isfinite, box))]
+        for boxes in (boxes1, boxes2)
+    ]
+    for i, first in finite1:
+        for j, second in finite2:
+            ious[i, j] = rotated_iou(first, second)
     return ious
+
+
+def rotated_iou(first: Sequence[float], second: Sequence[float]) -> float:
+    reach = math.hypot(*first[2:4]) + math.hypot(*second[2:4])
+    if math.dist(first[:2], second[:2]) > reach:
+        return 0.0
+    # Around the first box's center, so that distant ones lose no digits.
+    polygons = [rotated_corners([box[0] - first[0], box[1] - first[1], *box[2:]]) for box in (first, second)]
+    shared = polygon_area(clipped_polygon(*polygons))
+    union = sum(map(polygon_area, polygons)) - shared
+    return shared / union if union > 0 else 0.0
 
 
 def rotated_corners(box: Sequence[float]) -> list[tuple[float, float]]:

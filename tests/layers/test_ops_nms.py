@@ -71,7 +71,7 @@ def test_any_number_of_boxes(ops, count):
 
 
 @pytest.mark.parametrize("ops", ["cpu", "plain", "cuda"], indirect=True)
-@pytest.mark.parametrize("num_classes", [1, 3, 300])
+@pytest.mark.parametrize("num_classes", [1, 30])
 def test_thousands_of_boxes(ops, num_classes):
     """More than are settled together."""
     boxes = random_boxes(5000) + torch.rand(5000, 1, generator=seeded(8), dtype=torch.float64) * 400
@@ -216,6 +216,14 @@ def test_rotated_input_that_is_not_contiguous(ops):
     assert torch.equal(kept, ops.nms_rotated(boxes, scores, classes, 0.3))
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("column", range(5))
+def test_rotated_boxes_that_are_not_finite_suppress_nothing(ops, value, column):
+    boxes, scores = rotated_boxes(60), random_scores(60)
+    boxes[::5, column] = value
+    assert ops.nms_rotated(boxes, scores, None, 0.0).tolist() == plain_ops.nms_rotated(boxes, scores, None, 0.0)
+
+
 def padded_batch(counts=(0, 1, 70, 100), num_boxes=100, dtype=torch.float32):
     """Images with so many real boxes; the padding, scored -inf, lies on top of them, in between."""
     images = len(counts)
@@ -252,8 +260,8 @@ def test_fixed_form_takes_any_number_of_boxes(ops, num_boxes):
 
 @pytest.mark.parametrize("ops", ["cpu", "plain", "cuda"], indirect=True)
 def test_fixed_form_takes_thousands_of_boxes(ops):
-    boxes, scores, classes = padded_batch((5000, 4000), 5000)
-    check_fixed(ops, boxes * 5, scores, classes, 0.7, 1000)
+    boxes, scores, classes = padded_batch((3000, 2500), 3000)
+    check_fixed(ops, boxes, scores, classes, 0.7, 500)
 
 
 def test_fixed_form_of_boxes_that_all_overlap(ops):
