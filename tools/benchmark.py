@@ -10,6 +10,7 @@ harms both alike. Every row ends in the ratio of torchvision's time to detlab's:
 """
 
 import argparse
+import math
 import time
 from collections.abc import Callable
 
@@ -98,19 +99,47 @@ def training_step(loss_of: Callable[[], dict[str, Tensor]], model: nn.Module) ->
 
 
 def alternate(
-    first: Callable[[], object], second: Callable[[], object], repeats: int, device: str
+    first: Callable[[], object],
+    second: Callable[[], object],
+    repeats: int,
+    device: str,
+    seconds_per_turn: float = 0.0,
 ) -> tuple[float, float]:
-    """The fastest time of each, in seconds, the two taking turns; one warm-up each."""
+    """The fastest time of each, in seconds a call, the two taking turns; one turn of each warms up.
+
+    A turn is one call, or as many as ``seconds_per_turn`` needs: calls too short to be timed alone are averaged.
+    """
     best = [float("inf")] * 2
-    for repeat in range(repeats + 1):
+    calls = [calls_in(run, device, seconds_per_turn) for run in (first, second)]
+    for _ in range(repeats):
         for i, run in enumerate((first, second)):
-            start = time.perf_counter()
-            run()
-            if device != "cpu":
-                torch.cuda.synchronize()
-            if repeat > 0:
-                best[i] = min(best[i], time.perf_counter() - start)
+            best[i] = min(best[i], time_calls(run, calls[i], device))
     return best[0], best[1]
+
+
+def calls_in(run: Callable[[], object], device: str, seconds: float) -> int:
+    """How many calls fill this time, at least one."""
+    calls = 1
+    while (taken := time_calls(run, calls, device) * calls) < seconds:
+        # The first calls are slower than those to come.
+        calls = max(calls + 1, min(10 * calls, math.ceil(calls * seconds / max(taken, 1e-9))))
+    return calls
+
+
+def time_calls(run: Callable[[], object], calls: int, device: str) -> float:
+    """Seconds a call; on a GPU, of its own clock."""
+    if torch.device(device).type != "cuda":
+        start = time.perf_counter()
+        for _ in range(calls):
+            run()
+        return (time.perf_counter() - start) / calls
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin.record()
+    for _ in range(calls):
+        run()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3 / calls
 
 
 def main() -> None:
