@@ -79,7 +79,7 @@ __device__ inline T turned_iou(const TurnedBox<T>& a, const TurnedBox<T>& b) {
     signed_area += area_under_edge(xs[k], ys[k], xs[next], ys[next], a.half_w, a.half_h);
   }
   const T area_a = a.area(), area_b = b.area(), area = signed_area < 0 ? -signed_area : signed_area;
-  const T smallest = area_a < area_b ? area_a : area_b, inter = area < smallest ? area : smallest;
+  const T smallest = area_a < area_b ? area_a : area_b, inter = smallest < area ? smallest : area;
   const T either = area_a + area_b - inter;
   // The parts of boxes that do not meet cancel up to rounding.
   const T noise = area_a * (sizeof(T) == 4 ? static_cast<T>(2e-6) : static_cast<T>(4e-15));
@@ -89,8 +89,8 @@ __device__ inline T turned_iou(const TurnedBox<T>& a, const TurnedBox<T>& b) {
 template <typename T>
 __device__ inline bool overlaps_more(const TurnedBox<T>& a, const TurnedBox<T>& b, T threshold) {
   const T dx = a.x - b.x, dy = a.y - b.y, reach = (a.half_diagonal + b.half_diagonal) * static_cast<T>(1.0001);
-  // Boxes whose surrounding circles are apart are not looked at closely.
-  if (threshold >= 0 && dx * dx + dy * dy > reach * reach) return false;
+  // Boxes whose surrounding circles are apart, or nowhere, are not looked at closely.
+  if (threshold >= 0 && !(dx * dx + dy * dy <= reach * reach)) return false;
   return turned_iou(a, b) > threshold;
 }
 
