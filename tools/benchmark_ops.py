@@ -91,7 +91,8 @@ def draw_crowd(count: int, size_hw: tuple[int, int]) -> tuple[Tensor, Tensor, Te
     extent = (objects[:, 2:] - objects[:, :2]).repeat(1, 2)
     boxes = objects + 0.15 * extent * torch.randn(count, 4, generator=generator)
     boxes = torch.cat((torch.minimum(boxes[:, :2], boxes[:, 2:]), torch.maximum(boxes[:, :2], boxes[:, 2:])), dim=1)
-    scores = torch.rand(count, generator=generator)
+    # No two alike: of equal scores torchvision takes either first.
+    scores = torch.randperm(count, generator=generator) / count
     return boxes, scores, torch.randint(0, NUM_CLASSES, (count,), generator=generator)
 
 

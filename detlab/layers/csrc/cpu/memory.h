@@ -1,8 +1,6 @@
 // Memory of the CPU kernels: results, and the buffers that threads work in.
 #pragma once
 
-#include <sys/mman.h>
-
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
@@ -14,10 +12,20 @@
 
 namespace detlab {
 
-// Results from this size on lie in huge pages where the system grants them: the page faults of small ones cost several
-// times as much as writing the numbers.
+// Results from this size on lie in blocks of huge pages, where the system grants them, and the blocks are used again:
+// the system clears each page that it hands out, which takes longer than most operators need for their numbers.
 constexpr int64_t kHugePage = int64_t{2} << 20;
 constexpr int64_t kLargeResult = 2 * kHugePage;
+
+struct LargeBlock {
+  void* data;
+  int64_t bytes;
+};
+
+// At least so many bytes, not set to anything.
+LargeBlock take_large_block(int64_t bytes);
+// Keeps the block for the next result, or frees it.
+void return_large_block(const LargeBlock& block);
 
 inline int64_t bytes_per_number(ScalarType type) {
   switch (type) {
@@ -39,13 +47,9 @@ inline Tensor new_large_tensor(const Tensor& like, const std::vector<int64_t>& s
                                const std::vector<int64_t>& strides, ScalarType type) {
   int64_t bytes = bytes_per_number(type);
   for (int64_t size : shape) bytes *= size;
-  bytes = (bytes + kHugePage - 1) / kHugePage * kHugePage;
-  void* data = std::aligned_alloc(kHugePage, bytes);
-  if (data == nullptr) throw std::bad_alloc();
-#if defined(MADV_HUGEPAGE)
-  madvise(data, bytes, MADV_HUGEPAGE);
-#endif
-  return torch::stable::from_blob(data, shape, strides, like.device(), type, static_cast<void (*)(void*)>(std::free));
+  const LargeBlock block = take_large_block(bytes);
+  return torch::stable::from_blob(block.data, shape, strides, like.device(), type,
+                                  [block](void*) { return_large_block(block); });
 }
 
 inline Tensor new_result(const Tensor& like, const std::vector<int64_t>& shape, ScalarType type) {
