@@ -31,10 +31,13 @@ def roi_align_levels(
     aligned: bool,
 ) -> Tensor:
     kernel = _torchvision().roi_align
+    _check_images(rois, len(features[0]))
     shape = (len(rois), features[0].shape[1], *output_size)
     pooled = torch.zeros(shape, dtype=features[0].dtype, device=features[0].device)
     for level, (feature, scale) in enumerate(zip(features, scales)):
         rows = _rows_of_level(rois, levels, level)
+        pooled[rows[~rois[rows].isfinite().all(dim=1)]] = math.nan
+        rows = rows[_have_samples(rois[rows], sampling_ratio, aligned)]
         wide = feature.to(_wide(feature.dtype))
         pooled[rows] = kernel(wide, rois[rows].to(wide.dtype), scale, *output_size, sampling_ratio, aligned).to(
             feature.dtype
@@ -54,10 +57,12 @@ def roi_align_levels_backward(
     deterministic: bool,
 ) -> list[Tensor]:
     kernel = _torchvision()._roi_align_backward
+    _check_images(rois, len(features[0]))
     wide = grad.to(_wide(grad.dtype)).contiguous()
     grads = []
     for level, (feature, scale) in enumerate(zip(features, scales)):
         rows = _rows_of_level(rois, levels, level)
+        rows = rows[_have_samples(rois[rows], sampling_ratio, aligned)]
         chosen = rois[rows].to(wide.dtype)
         result = kernel(wide[rows], chosen, scale, *output_size, *feature.shape, sampling_ratio, aligned)
         grads.append(torch.empty_like(feature).copy_(result))
@@ -84,6 +89,20 @@ def _rows_of_level(rois: Tensor, levels: Tensor | None, level: int) -> Tensor:
     if levels is None:
         return torch.arange(len(rois), device=rois.device)
     return (levels == level).nonzero().squeeze(1)
+
+
+def _check_images(rois: Tensor, num_images: int) -> None:
+    exists = (rois[:, 0] >= 0) & (rois[:, 0] < num_images)
+    if not exists.all():
+        region = int((~exists).nonzero()[0])
+        raise RuntimeError(f"region {region} names image {rois[region, 0]:g} of a batch of {num_images}")
+
+
+def _have_samples(rois: Tensor, sampling_ratio: int, aligned: bool) -> Tensor:
+    """Which regions torchvision can pool: it counts on finite ones, and on a number of samples above 0."""
+    sizes = rois[:, 3:5] - rois[:, 1:3]
+    has_samples = (sizes > 0).all(dim=1) if aligned and sampling_ratio <= 0 else True
+    return rois.isfinite().all(dim=1) & has_samples
 
 
 def nms(boxes: Tensor, scores: Tensor, classes: Tensor | None, iou_threshold: float) -> Tensor:

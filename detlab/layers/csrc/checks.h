@@ -8,8 +8,10 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <cmath>
 #include <cstdint>
 #include <initializer_list>
+#include <limits>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -67,6 +69,11 @@ inline Tensor new_zero_tensor(const Tensor& like, std::vector<int64_t> shape, Sc
   return torch::stable::new_zeros(like, shape, type);
 }
 
+inline void check_output_size(const std::vector<int64_t>& output_size) {
+  STD_TORCH_CHECK(output_size.size() == 2 && output_size[0] > 0 && output_size[1] > 0,
+                  "detlab: 'output_size' must be a positive height and width");
+}
+
 // The arguments that pooling on feature levels shares between forward and backward, and between devices.
 inline void check_pooling(const std::vector<Tensor>& features, const Tensor& rois, const std::optional<Tensor>& levels,
                           const std::vector<int64_t>& output_size, const std::vector<double>& scales) {
@@ -74,8 +81,7 @@ inline void check_pooling(const std::vector<Tensor>& features, const Tensor& roi
                   "detlab: each feature level needs one scale, got ", features.size(), " levels and ", scales.size(),
                   " scales");
   STD_TORCH_CHECK(levels.has_value() || features.size() == 1, "detlab: 'levels' is needed with several features");
-  STD_TORCH_CHECK(output_size.size() == 2 && output_size[0] > 0 && output_size[1] > 0,
-                  "detlab: 'output_size' must be a positive height and width");
+  check_output_size(output_size);
   check_shape("rois", rois, {kAnySize, 5});
   check_floating("rois", rois, features[0]);
   for (const Tensor& level : features) {
@@ -89,6 +95,62 @@ inline void check_pooling(const std::vector<Tensor>& features, const Tensor& roi
     check_shape("levels", *levels, {rois.size(0)});
     check_integers("levels", *levels, rois);
   }
+}
+
+// The arguments of suppression: boxes (B, size), scores (B,), classes (B,) or none.
+inline void check_candidates(const Tensor& boxes, const Tensor& scores, const std::optional<Tensor>& classes,
+                             int64_t size) {
+  check_shape("boxes", boxes, {kAnySize, size});
+  check_shape("scores", scores, {boxes.size(0)});
+  check_floating("boxes", boxes, boxes);
+  check_floating("scores", scores, boxes);
+  if (!classes.has_value()) return;
+  check_shape("classes", *classes, {boxes.size(0)});
+  check_integers("classes", *classes, boxes);
+}
+
+// The same for a batch: boxes (N, B, 4), scores (N, B), classes (N, B).
+inline void check_candidate_batch(const Tensor& boxes, const Tensor& scores, const Tensor& classes,
+                                  int64_t max_output) {
+  check_shape("boxes", boxes, {kAnySize, kAnySize, 4});
+  check_shape("scores", scores, {boxes.size(0), boxes.size(1)});
+  check_shape("classes", classes, {boxes.size(0), boxes.size(1)});
+  check_floating("boxes", boxes, boxes);
+  check_floating("scores", scores, boxes);
+  check_integers("classes", classes, boxes);
+  STD_TORCH_CHECK(max_output >= 0, "detlab: 'max_output' must not be negative, got ", max_output);
+}
+
+inline void check_rotated_pairs(const Tensor& boxes1, const Tensor& boxes2) {
+  check_shape("boxes1", boxes1, {kAnySize, 5});
+  check_shape("boxes2", boxes2, {kAnySize, 5});
+  check_floating("boxes1", boxes1, boxes1);
+  check_floating("boxes2", boxes2, boxes1);
+}
+
+inline void check_rotated_pooling(const Tensor& input, const Tensor& rois, const std::vector<int64_t>& output_size) {
+  check_shape("input", input, {kAnySize, kAnySize, kAnySize, kAnySize});
+  check_shape("rois", rois, {kAnySize, 6});
+  check_floating("input", input, input);
+  check_floating("rois", rois, input);
+  check_output_size(output_size);
+  STD_TORCH_CHECK(rois.size(0) == 0 || input.numel() > 0 || input.size(1) == 0,
+                  "detlab: regions on an empty feature map");
+}
+
+inline void check_pasting(const Tensor& masks, const Tensor& boxes, int64_t height, int64_t width) {
+  check_shape("masks", masks, {kAnySize, kAnySize, kAnySize});
+  check_shape("boxes", boxes, {masks.size(0), 4});
+  check_floating("masks", masks, masks);
+  check_floating("boxes", boxes, masks);
+  STD_TORCH_CHECK(height >= 0 && width >= 0, "detlab: the image size must not be negative");
+}
+
+// The largest number of type T that is not above the limit: `x > limit` in double is `x > rounded` for every x in T.
+template <typename T>
+T round_down(double limit) {
+  const T rounded = static_cast<T>(limit);
+  return static_cast<double>(rounded) > limit ? std::nextafter(rounded, -std::numeric_limits<T>::infinity()) : rounded;
 }
 
 }  // namespace detlab

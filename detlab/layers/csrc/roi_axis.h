@@ -5,23 +5,9 @@
 #include <cmath>
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define DETLAB_BOTH __host__ __device__
-#else
-#define DETLAB_BOTH
-#endif
+#include "host_device.h"
 
 namespace detlab {
-
-template <typename C>
-DETLAB_BOTH inline C at_least(C value, C low) {
-  return value < low ? low : value;
-}
-
-template <typename C>
-DETLAB_BOTH inline C at_most(C value, C high) {
-  return value > high ? high : value;
-}
 
 // `bins` bins of `bin_size` cells from `start`, `grid` samples in each, on a map of `size` cells.
 template <typename C>

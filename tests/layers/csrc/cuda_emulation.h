@@ -26,11 +26,8 @@ using std::ceil;
 using std::cos;
 using std::floor;
 using std::fma;
+using std::hypot;
 using std::sin;
-
-struct uchar4 {
-  unsigned char x, y, z, w;
-};
 
 struct dim3 {
   unsigned x, y, z;
@@ -64,6 +61,9 @@ T atomicOr(T* target, T value) {
   *target |= value;
   return old;
 }
+
+inline int __ffsll(long long word) { return __builtin_ffsll(word); }
+inline int __popcll(unsigned long long word) { return __builtin_popcountll(word); }
 
 inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 
@@ -117,13 +117,11 @@ inline void launch(dim3 grid, dim3 block, size_t shared_bytes, const std::functi
   body = &kernel;
   gridDim = grid;
   blockDim = block;
-  for (unsigned y = 0; y < grid.y; ++y) {
-    for (unsigned x = 0; x < grid.x; ++x) {
-      blockIdx = dim3(x, y);
-      // Nothing of the last block is left to be relied on.
-      shared_memory.assign(shared_bytes + 16, 0xee);
-      run_block(fibers);
-    }
+  for (unsigned block = 0; block < grid.x * grid.y * grid.z; ++block) {
+    blockIdx = dim3(block % grid.x, block / grid.x % grid.y, block / grid.x / grid.y);
+    // Nothing of the last block is left to be relied on.
+    shared_memory.assign(shared_bytes + 16, 0xee);
+    run_block(fibers);
   }
 }
 

@@ -409,8 +409,9 @@ DETLAB_INLINE void suppress_vector(const T* const* kept, int num_kept, const T* 
     const Vec<T> height = smaller<T>(y2, splat(kept[3][k])) - larger<T>(y1, splat(kept[1][k]));
     const Vec<T> inter = larger<T>(width, zero) * larger<T>(height, zero);
     const Vec<T> either = splat(kept[4][k]) + area - inter;
-    sure |= inter > larger<T>(surely * either, zero);
-    possible |= inter > larger<T>(perhaps * either, zero);
+    // In this order what is not a number stays so, and nothing is more.
+    sure |= inter > larger<T>(zero, surely * either);
+    possible |= inter > larger<T>(zero, perhaps * either);
     if (k % 16 == 15 && bits(sure) == kAllBits<T>) break;
   }
   const unsigned certain = bits(sure), open = bits(possible) & ~certain;

@@ -17,12 +17,15 @@ struct AlignedBox {
   __device__ T area() const { return (x2 - x1) * (y2 - y1); }
 };
 
+// A division is slow; most pairs are told apart by a product that lets through what rounding could decide.
 template <typename T>
 __device__ inline bool overlaps_more(const AlignedBox<T>& a, const AlignedBox<T>& b, T threshold) {
   const T width = (a.x2 < b.x2 ? a.x2 : b.x2) - (a.x1 > b.x1 ? a.x1 : b.x1);
   const T height = (a.y2 < b.y2 ? a.y2 : b.y2) - (a.y1 > b.y1 ? a.y1 : b.y1);
   const T inter = (width > 0 ? width : 0) * (height > 0 ? height : 0);
-  return inter / (a.area() + b.area() - inter) > threshold;
+  const T either = a.area() + b.area() - inter;
+  if (threshold >= 0 && !(inter > threshold * either * static_cast<T>(0.9999))) return false;
+  return inter / either > threshold;
 }
 
 // Center x y, width, height, angle in degrees, counter-clockwise.
@@ -30,11 +33,12 @@ template <typename T>
 struct TurnedBox {
   static constexpr int kSize = 5;
   using Number = T;
-  T x, y, half_w, half_h, cos, sin;
+  T x, y, half_w, half_h, cos, sin, half_diagonal;
 
   __device__ static TurnedBox at(const T* numbers) {
     const T angle = numbers[4] * static_cast<T>(3.14159265358979323846 / 180);
-    return {numbers[0], numbers[1], numbers[2] / 2, numbers[3] / 2, ::cos(angle), ::sin(angle)};
+    const T half_w = numbers[2] / 2, half_h = numbers[3] / 2;
+    return {numbers[0], numbers[1], half_w, half_h, ::cos(angle), ::sin(angle), ::hypot(half_w, half_h)};
   }
   __device__ T area() const { return 4 * half_w * half_h; }
 };
@@ -75,7 +79,7 @@ __device__ inline T turned_iou(const TurnedBox<T>& a, const TurnedBox<T>& b) {
     signed_area += area_under_edge(xs[k], ys[k], xs[next], ys[next], a.half_w, a.half_h);
   }
   const T area_a = a.area(), area_b = b.area(), area = signed_area < 0 ? -signed_area : signed_area;
-  const T smallest = area_a < area_b ? area_a : area_b, inter = area < smallest ? area : smallest;
+  const T smallest = area_a < area_b ? area_a : area_b, inter = smallest < area ? smallest : area;
   const T either = area_a + area_b - inter;
   // The parts of boxes that do not meet cancel up to rounding.
   const T noise = area_a * (sizeof(T) == 4 ? static_cast<T>(2e-6) : static_cast<T>(4e-15));
@@ -84,6 +88,9 @@ __device__ inline T turned_iou(const TurnedBox<T>& a, const TurnedBox<T>& b) {
 
 template <typename T>
 __device__ inline bool overlaps_more(const TurnedBox<T>& a, const TurnedBox<T>& b, T threshold) {
+  const T dx = a.x - b.x, dy = a.y - b.y, reach = (a.half_diagonal + b.half_diagonal) * static_cast<T>(1.0001);
+  // Boxes whose surrounding circles are apart, or nowhere, are not looked at closely.
+  if (threshold >= 0 && !(dx * dx + dy * dy <= reach * reach)) return false;
   return turned_iou(a, b) > threshold;
 }
 

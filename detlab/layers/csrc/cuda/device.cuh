@@ -107,13 +107,12 @@ T* write(const Tensor& tensor) {
   return static_cast<T*>(tensor.data_ptr());
 }
 
-inline Tensor call_sort(const Tensor& scores) {
-  std::array<StableIValue, 4> stack{torch::stable::detail::from(scores),
-                                    torch::stable::detail::from(std::optional<bool>(true)),
-                                    torch::stable::detail::from(int64_t{-1}), torch::stable::detail::from(true)};
+// Values and indices, along the last axis; equal scores stay in their order.
+inline std::tuple<Tensor, Tensor> sort_descending(const Tensor& scores) {
+  using torch::stable::detail::from;
+  std::array<StableIValue, 4> stack{from(scores), from(std::optional<bool>(true)), from(int64_t{-1}), from(true)};
   STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION));
-  torch::stable::detail::to<Tensor>(stack[0]);
-  return torch::stable::detail::to<Tensor>(stack[1]);
+  return {torch::stable::detail::to<Tensor>(stack[0]), torch::stable::detail::to<Tensor>(stack[1])};
 }
 
 }  // namespace cuda

@@ -1,5 +1,6 @@
-// Mask pasting: a thread writes the bytes of four neighbouring pixels at once.
+// Mask pasting: a thread writes a run of neighbouring pixels at once.
 
+#include "../mask_axis.h"
 #include "device.cuh"
 
 namespace detlab {
@@ -7,7 +8,11 @@ namespace cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kPixels = 4;
+constexpr int kRun = 16;
+
+struct alignas(kRun) Run {
+  unsigned char pixels[kRun];
+};
 
 template <typename T>
 struct Job {
@@ -17,56 +22,77 @@ struct Job {
   T threshold;  // negative: soft values
 };
 
+// Where a row or column of pixels falls into a mask.
 template <typename T>
-__device__ T position_in_mask(int64_t pixel, T low, T high, int64_t cells) {
-  const T across = (static_cast<T>(pixel) + static_cast<T>(0.5) - low) / (high - low) * 2 - 1;
-  return ((across + 1) * static_cast<T>(cells) - 1) / 2;
-}
+struct Place {
+  bool is_inside;
+  int64_t before;  // the cell before it, -1 before the first
+  T share;         // of the cell after it
+};
 
 template <typename T>
-__device__ T cell(const T* mask, const Job<T>& job, int64_t y, int64_t x) {
-  return y >= 0 && y < job.rows && x >= 0 && x < job.columns ? mask[y * job.columns + x] : static_cast<T>(0);
+__device__ Place<T> place_in_mask(int64_t pixel, T low, T high, int64_t cells) {
+  const T position = position_in_mask(pixel, low, high, cells);
+  if (!(position > -1 && position < static_cast<T>(cells))) return {false, 0, 0};
+  const int64_t before = static_cast<int64_t>(floor(position));
+  return {true, before, position - static_cast<T>(before)};
 }
 
-// A mask that is 0 around its cells, between the centers of four of them.
+// One row of pixels of one image.
 template <typename T>
-__device__ T sample(const T* mask, const Job<T>& job, T y, T x) {
-  if (!(y > -1 && y < static_cast<T>(job.rows) && x > -1 && x < static_cast<T>(job.columns))) return 0;
-  const int64_t top = static_cast<int64_t>(floor(y)), left = static_cast<int64_t>(floor(x));
-  const T down = y - static_cast<T>(top), right = x - static_cast<T>(left);
-  const T left_value = cell(mask, job, top, left) * (1 - down) + cell(mask, job, top + 1, left) * down;
-  const T right_value = cell(mask, job, top, left + 1) * (1 - down) + cell(mask, job, top + 1, left + 1) * down;
-  return left_value * (1 - right) + right_value * right;
-}
+struct Line {
+  const T* mask;
+  T left, right;  // of the box
+  Place<T> y;
 
-template <typename T>
-__device__ unsigned char pixel_value(const Job<T>& job, int64_t index) {
-  const int64_t x = index % job.width, row = index / job.width, y = row % job.height, n = row / job.height;
-  const T* box = job.boxes + n * 4;
-  T value = 0;
-  if (box[2] > box[0] && box[3] > box[1]) {
-    value = sample(job.masks + n * job.rows * job.columns, job, position_in_mask(y, box[1], box[3], job.rows),
-                   position_in_mask(x, box[0], box[2], job.columns));
+  __device__ Line(const Job<T>& job, int64_t n, int64_t row) : mask(job.masks + n * job.rows * job.columns) {
+    const T* box = job.boxes + n * 4;
+    left = box[0];
+    right = box[2];
+    y = {false, 0, 0};
+    if (right > left && box[3] > box[1]) y = place_in_mask(row, box[1], box[3], job.rows);
   }
-  if (job.threshold < 0) return static_cast<unsigned char>(value * 255);
-  return value >= job.threshold ? 1 : 0;
-}
+  // The mask's column between two of its rows; 0 around the mask.
+  __device__ T mixed(const Job<T>& job, int64_t column) const {
+    if (column < 0 || column >= job.columns) return 0;
+    const T above = y.before >= 0 ? mask[y.before * job.columns + column] : static_cast<T>(0);
+    const T below = y.before + 1 < job.rows ? mask[(y.before + 1) * job.columns + column] : static_cast<T>(0);
+    return above * (1 - y.share) + below * y.share;
+  }
+  __device__ unsigned char pixel(const Job<T>& job, int64_t column) const {
+    T value = 0;
+    if (y.is_inside) {
+      const Place<T> x = place_in_mask(column, left, right, job.columns);
+      if (x.is_inside) value = mixed(job, x.before) * (1 - x.share) + mixed(job, x.before + 1) * x.share;
+    }
+    if (job.threshold < 0) return static_cast<unsigned char>(value * 255);
+    return value >= job.threshold ? 1 : 0;
+  }
+};
 
 template <typename T>
-__global__ void paste_kernel(Job<T> job, int64_t num_pixels, unsigned char* __restrict__ pixels) {
-  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  const int64_t num_groups = (num_pixels + kPixels - 1) / kPixels;
-  for (int64_t group = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; group < num_groups; group += step) {
-    const int64_t first = group * kPixels;
-    if (first + kPixels <= num_pixels) {
-      uchar4 four;
-      four.x = pixel_value(job, first);
-      four.y = pixel_value(job, first + 1);
-      four.z = pixel_value(job, first + 2);
-      four.w = pixel_value(job, first + 3);
-      reinterpret_cast<uchar4*>(pixels)[group] = four;
+__global__ void paste_kernel(Job<T> job, int64_t num_pixels, unsigned char* __restrict__ target) {
+  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x, num_runs = (num_pixels + kRun - 1) / kRun;
+  for (int64_t r = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; r < num_runs; r += step) {
+    const int64_t first = r * kRun, row = first / job.width;
+    int64_t x = first - row * job.width, n = row / job.height, y = row - n * job.height;
+    Line<T> line(job, n, y);
+    const int count = static_cast<int>(at_most<int64_t>(kRun, num_pixels - first));
+    Run run;
+    for (int k = 0; k < count; ++k) {
+      run.pixels[k] = line.pixel(job, x);
+      if (++x < job.width) continue;
+      x = 0;
+      if (++y == job.height) {
+        y = 0;
+        ++n;
+      }
+      if (k + 1 < count) line = Line<T>(job, n, y);
+    }
+    if (count == kRun) {
+      reinterpret_cast<Run*>(target)[r] = run;
     } else {
-      for (int64_t i = first; i < num_pixels; ++i) pixels[i] = pixel_value(job, i);
+      for (int k = 0; k < count; ++k) target[first + k] = run.pixels[k];
     }
   }
 }
@@ -74,11 +100,7 @@ __global__ void paste_kernel(Job<T> job, int64_t num_pixels, unsigned char* __re
 }  // namespace
 
 Tensor paste_masks(Tensor masks, Tensor boxes, int64_t height, int64_t width, double threshold) {
-  check_shape("masks", masks, {kAnySize, kAnySize, kAnySize});
-  check_shape("boxes", boxes, {masks.size(0), 4});
-  check_floating("masks", masks, masks);
-  check_floating("boxes", boxes, masks);
-  STD_TORCH_CHECK(height >= 0 && width >= 0, "detlab: the image size must not be negative");
+  check_pasting(masks, boxes, height, width);
   const Launch launch(masks);
   const ScalarType wide = wide_type(masks.scalar_type());
   const Tensor exact = as_type(masks, wide), exact_boxes = as_type(boxes, wide);
@@ -91,7 +113,7 @@ Tensor paste_masks(Tensor masks, Tensor boxes, int64_t height, int64_t width, do
     const Job<T> job = {read<T>(exact), read<T>(exact_boxes), masks.size(0), masks.size(1),
                         masks.size(2),  height,               width,         static_cast<T>(threshold)};
     const auto kernel = paste_kernel<T>;
-    DETLAB_LAUNCH(kernel, blocks_for(divide_up(num_pixels, kPixels), kThreads), kThreads, 0, launch.stream(), job,
+    DETLAB_LAUNCH(kernel, blocks_for(divide_up(num_pixels, kRun), kThreads), kThreads, 0, launch.stream(), job,
                   num_pixels, write<unsigned char>(result));
   });
   return result;

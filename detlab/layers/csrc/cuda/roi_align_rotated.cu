@@ -147,17 +147,6 @@ __global__ void collect_kernel(Maps<T> sums, const C* __restrict__ rois, int64_t
   }
 }
 
-void check_rotated(const Tensor& input, const Tensor& rois, const Sizes& output_size) {
-  check_shape("input", input, {kAnySize, kAnySize, kAnySize, kAnySize});
-  check_shape("rois", rois, {kAnySize, 6});
-  check_floating("input", input, input);
-  check_floating("rois", rois, input);
-  STD_TORCH_CHECK(output_size.size() == 2 && output_size[0] > 0 && output_size[1] > 0,
-                  "detlab: 'output_size' must be a positive height and width");
-  STD_TORCH_CHECK(rois.size(0) == 0 || input.numel() > 0 || input.size(1) == 0,
-                  "detlab: regions on an empty feature map");
-}
-
 template <typename C>
 Grid<C> grid_of(const Sizes& output_size, double spatial_scale, int64_t sampling_ratio) {
   return {static_cast<int>(output_size[0]), static_cast<int>(output_size[1]), sampling_ratio,
@@ -171,7 +160,7 @@ dim3 blocks_of(const Tensor& maps, int64_t num_rois) {
 }  // namespace
 
 Tensor roi_align_rotated(Tensor input, Tensor rois, Sizes output_size, double spatial_scale, int64_t sampling_ratio) {
-  check_rotated(input, rois, output_size);
+  check_rotated_pooling(input, rois, output_size);
   const Launch launch(input);
   const Tensor exact = as_type(rois, wide_type(rois.scalar_type()));
   const Tensor output =
@@ -191,7 +180,7 @@ Tensor roi_align_rotated(Tensor input, Tensor rois, Sizes output_size, double sp
 
 Tensor roi_align_rotated_backward(Tensor grad, Tensor input, Tensor rois, Sizes output_size, double spatial_scale,
                                   int64_t sampling_ratio, bool deterministic) {
-  check_rotated(input, rois, output_size);
+  check_rotated_pooling(input, rois, output_size);
   check_shape("grad", grad, {rois.size(0), input.size(1), output_size[0], output_size[1]});
   const Launch launch(input);
   const Tensor exact = as_type(rois, wide_type(rois.scalar_type())), dense = as_type(grad, input.scalar_type());

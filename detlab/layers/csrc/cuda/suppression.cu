@@ -1,7 +1,12 @@
-// Greedy suppression on the device. Candidates are sorted by score; classes are compared exactly.
+// Greedy suppression on the device, for a batch of images, with nothing that the host would wait for.
+//
+// Candidates are brought into the order of their scores and settled a window at a time: which of them do boxes kept
+// earlier suppress, which overlap which (a bit for each pair), and a walk along those bits that decides. Classes are
+// compared exactly.
+//
+// Shapes: N images, B candidates in each, P boxes kept at most, W words of flags in a window.
 
 #include <cmath>
-#include <limits>
 
 #include "boxes.cuh"
 #include "device.cuh"
@@ -10,328 +15,370 @@ namespace detlab {
 namespace cuda {
 namespace {
 
-constexpr int kWord = 64;            // candidates that one word of flags covers
-constexpr int64_t kWindow = 4096;    // candidates settled together
-constexpr int kKeptPerSlice = 1024;  // kept boxes that one block compares with
-constexpr int kFixedThreads = 1024;
-
 using Word = unsigned long long;
 
-// The largest number of type T that is not above the limit: `x > limit` in double is `x > rounded` for every x in T.
-template <typename T>
-T round_down(double limit) {
-  const T rounded = static_cast<T>(limit);
-  return static_cast<double>(rounded) > limit ? std::nextafter(rounded, -std::numeric_limits<T>::infinity()) : rounded;
-}
+constexpr int kWord = 64;            // candidates that one word of flags covers
+constexpr int kWindow = 4096;        // candidates settled together
+constexpr int kKeptPerSlice = 1024;  // kept boxes that one block compares with
+constexpr int kSettlers = 1024;      // threads that settle an image
 
-// Candidates of one call, best first.
-template <typename T>
+template <typename Box>
 struct Candidates {
-  const T* boxes;
-  const int64_t* order;    // indices of boxes by decreasing score
-  const int64_t* classes;  // null: all of one class
-  int64_t count;
-  T threshold;
+  const Box* boxes;         // (N, B), best first
+  const int64_t* classes;   // (N, B), or null: all of one class
+  const int64_t* num_real;  // (N): those behind are padding
+  int count;                // B
+  typename Box::Number threshold;
 
-  template <typename Box>
-  __device__ Box box(int64_t rank) const {
-    return Box::at(boxes + order[rank] * Box::kSize);
-  }
-  __device__ int64_t class_of(int64_t rank) const { return classes == nullptr ? 0 : classes[order[rank]]; }
+  __device__ int64_t class_of(int64_t index) const { return classes == nullptr ? 0 : classes[index]; }
 };
 
-// Flags the candidates of a window that a box kept earlier suppresses. Grid: (words of the window, slices of the kept).
-template <typename Box, typename T>
-__global__ void compare_with_kept(Candidates<T> candidates, int64_t first, int64_t last, const int64_t* kept_ranks,
-                                  const int64_t* num_kept, Word* removed) {
-  __shared__ Word flags;
-  if (threadIdx.x == 0) flags = 0;
-  __syncthreads();
-  const int64_t rank = first + static_cast<int64_t>(blockIdx.x) * kWord + threadIdx.x;
-  const int64_t slice = static_cast<int64_t>(blockIdx.y) * kKeptPerSlice;
-  const int64_t end = at_most<int64_t>(slice + kKeptPerSlice, *num_kept);
-  if (rank < last && slice < end) {
-    const Box box = candidates.template box<Box>(rank);
-    const int64_t own_class = candidates.class_of(rank);
-    for (int64_t k = slice; k < end; ++k) {
-      const int64_t other = kept_ranks[k];
-      if (candidates.class_of(other) != own_class) continue;
-      if (overlaps_more(candidates.template box<Box>(other), box, candidates.threshold)) {
-        atomicOr(&flags, Word{1} << threadIdx.x);
-        break;
-      }
-    }
-  }
-  __syncthreads();
-  if (threadIdx.x == 0 && flags != 0) atomicOr(removed + blockIdx.x, flags);
-}
+struct Outcome {
+  const int64_t* order;  // (N, B): rank by score -> index of the box
+  int64_t* ranks;        // (N, P) of the boxes kept
+  int64_t* indices;      // (N, P)
+  int64_t* num_kept;     // (N)
+  int64_t max_kept;      // P
+};
 
-// overlaps[i * words + w]: which candidates of word w candidate i of the window would suppress. Grid: (words, words).
-template <typename Box, typename T>
-__global__ void compare_in_window(Candidates<T> candidates, int64_t first, int64_t last, int64_t words, Word* overlaps) {
-  const int64_t row = static_cast<int64_t>(blockIdx.y) * kWord + threadIdx.x, rank = first + row;
-  if (blockIdx.x < blockIdx.y || rank >= last) return;
-  const Box box = candidates.template box<Box>(rank);
-  const int64_t own_class = candidates.class_of(rank);
-  Word word = 0;
-  for (int k = 0; k < kWord; ++k) {
-    const int64_t other = first + static_cast<int64_t>(blockIdx.x) * kWord + k;
-    if (other <= rank || other >= last || candidates.class_of(other) != own_class) continue;
-    if (overlaps_more(box, candidates.template box<Box>(other), candidates.threshold)) word |= Word{1} << k;
-  }
-  overlaps[row * words + blockIdx.x] = word;
-}
+// The ranks [first, last). Rows of `overlaps` are candidates, also those that only fill the last word.
+struct Window {
+  int first, last, words;
+  Word* removed;   // (N, W): candidates that a box kept before the window suppresses
+  Word* overlaps;  // (N, W * 64, W): bit k of word w in row i says that i suppresses candidate w * 64 + k, if kept
+};
 
-// One block walks the window in order, a word at a time: one thread settles the word, all carry its consequences on.
-template <typename T>
-__global__ void settle_window(Candidates<T> candidates, int64_t first, int64_t last, int64_t words,
-                              const Word* __restrict__ overlaps, Word* removed, int64_t* kept_ranks, int64_t* kept,
-                              int64_t* num_kept) {
-  __shared__ Word chosen;
-  for (int64_t w = 0; w < words; ++w) {
-    const int64_t start = first + w * kWord;
-    const int count = static_cast<int>(at_most<int64_t>(kWord, last - start));
-    if (threadIdx.x == 0) {
-      Word gone = removed[w];
-      chosen = 0;
-      for (int k = 0; k < count; ++k) {
-        if (gone >> k & 1) continue;
-        chosen |= Word{1} << k;
-        gone |= overlaps[(w * kWord + k) * words + w];
-        kept_ranks[*num_kept] = start + k;
-        kept[*num_kept] = candidates.order[start + k];
-        *num_kept += 1;
-      }
-    }
-    __syncthreads();
-    for (int64_t other = w + 1 + threadIdx.x; other < words; other += blockDim.x) {
-      Word gone = removed[other];
-      for (int k = 0; k < count; ++k) {
-        if (chosen >> k & 1) gone |= overlaps[(w * kWord + k) * words + other];
-      }
-      removed[other] = gone;
-    }
-    __syncthreads();
-  }
-}
-
-// NaN becomes -inf, so that it sorts behind everything.
-template <typename T>
-__global__ void clean_scores(const T* scores, int64_t count, T* cleaned) {
-  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
-    cleaned[i] = scores[i] == scores[i] ? scores[i] : -static_cast<T>(INFINITY);
-  }
-}
-
-Tensor cleaned_scores(const Tensor& scores, cudaStream_t stream) {
-  const Tensor exact = as_type(scores, wide_type(scores.scalar_type()));
-  const Tensor cleaned = torch::stable::empty_like(exact);
-  with_wide_type(exact.scalar_type(), [&](auto score) {
-    using P = decltype(score);
-    const auto clean = clean_scores<P>;
-    DETLAB_LAUNCH(clean, blocks_for(exact.numel(), 256), 256, 0, stream, read<P>(exact), exact.numel(),
-                  write<P>(cleaned));
-  });
-  return cleaned;
+template <typename Box>
+__device__ bool is_settled(const Candidates<Box>& candidates, const Outcome& outcome, const Window& window, int image) {
+  return window.first >= candidates.num_real[image] || outcome.num_kept[image] >= outcome.max_kept;
 }
 
 template <typename Box>
-Tensor nms_of(const Tensor& boxes, const Tensor& scores, const std::optional<Tensor>& classes, double iou_threshold) {
-  using T = typename Box::Number;
-  const Launch launch(boxes);
-  const int64_t count = boxes.size(0);
-  const Tensor kept = new_tensor(boxes, {count}, ScalarType::Long);
-  if (count == 0) return kept;
-  const Tensor order = call_sort(cleaned_scores(scores, launch.stream()));
-  std::optional<Tensor> dense_classes;
-  if (classes.has_value()) dense_classes = as_type(*classes, ScalarType::Long);
-  const Candidates<T> candidates = {read<T>(boxes), read<int64_t>(order),
-                                    classes.has_value() ? read<int64_t>(*dense_classes) : nullptr, count,
-                                    round_down<T>(iou_threshold)};
-  const int64_t window = std::min(count, kWindow), most_words = divide_up(window, kWord);
-  const Tensor kept_ranks = new_tensor(boxes, {count}, ScalarType::Long);
-  const Tensor num_kept = new_zero_tensor(boxes, {1}, ScalarType::Long);
-  const Tensor overlaps = new_tensor(boxes, {window * most_words}, ScalarType::Long);
-  const Tensor removed = new_zero_tensor(boxes, {divide_up(count, kWindow) * most_words}, ScalarType::Long);
-  const auto with_kept = compare_with_kept<Box, T>;
-  const auto in_window = compare_in_window<Box, T>;
-  const auto settle = settle_window<T>;
-  for (int64_t first = 0; first < count; first += kWindow) {
-    const int64_t last = std::min(count, first + kWindow), words = divide_up(last - first, kWord);
-    Word* flags = write<Word>(removed) + first / kWindow * most_words;
-    if (first > 0) {
-      const dim3 grid(static_cast<unsigned>(words), static_cast<unsigned>(divide_up(first, kKeptPerSlice)));
-      DETLAB_LAUNCH(with_kept, grid, kWord, 0, launch.stream(), candidates, first, last, read<int64_t>(kept_ranks),
-                    read<int64_t>(num_kept), flags);
-    }
-    const dim3 square(static_cast<unsigned>(words), static_cast<unsigned>(words));
-    DETLAB_LAUNCH(in_window, square, kWord, 0, launch.stream(), candidates, first, last, words, write<Word>(overlaps));
-    DETLAB_LAUNCH(settle, 1, kWord, 0, launch.stream(), candidates, first, last, words, read<Word>(overlaps), flags,
-                  write<int64_t>(kept_ranks), write<int64_t>(kept), write<int64_t>(num_kept));
-  }
-  int64_t size = 0;
-  check(cudaMemcpyAsync(&size, num_kept.data_ptr(), sizeof(size), cudaMemcpyDeviceToHost, launch.stream()));
-  check(cudaStreamSynchronize(launch.stream()));
-  Tensor view = kept;
-  return torch::stable::narrow(view, 0, 0, size);
+__device__ int end_of(const Candidates<Box>& candidates, const Window& window, int image) {
+  return static_cast<int>(at_most<int64_t>(window.last, candidates.num_real[image]));
 }
 
-template <typename T>
-struct FixedBatch {
-  const T* boxes;          // (N, B, 4)
-  const int64_t* order;    // (N, B), by decreasing score
-  const int64_t* classes;  // (N, B)
-  int64_t num_boxes, max_output;
-  T threshold;
+// Boxes that all threads of a block compare theirs with.
+template <typename Box>
+struct Stage {
+  Box boxes[kWord];
+  int64_t classes[kWord];
+
+  __device__ void put(int slot, const Candidates<Box>& candidates, int64_t index) {
+    boxes[slot] = candidates.boxes[index];
+    classes[slot] = candidates.class_of(index);
+  }
+  // One bit for each of the first `count`.
+  __device__ Word overlapping(const Box& box, int64_t own_class, int count, typename Box::Number threshold) const {
+    Word word = 0;
+    for (int k = 0; k < count; ++k) {
+      if (classes[k] == own_class && overlaps_more(boxes[k], box, threshold)) word |= Word{1} << k;
+    }
+    return word;
+  }
 };
 
-// One block for each image: takes candidates a word at a time, compares them with what is kept, settles them, and stops
-// at the first padding or when enough are kept.
-template <typename T, typename P>
-__global__ void fixed_kernel(FixedBatch<T> batch, const P* __restrict__ scores, int64_t* indices, int64_t* counts) {
-  __shared__ Word gone, overlaps[kWord];
-  __shared__ int num_real;
-  __shared__ int64_t num_kept;
-  const int64_t image = blockIdx.x, offset = image * batch.num_boxes;
-  const int64_t* order = batch.order + offset;
-  const int64_t* classes = batch.classes + offset;
-  const T* boxes = batch.boxes + offset * 4;
-  int64_t* kept = indices + image * batch.max_output;
-  const int thread = threadIdx.x, lane = thread % kWord, group = thread / kWord, num_groups = blockDim.x / kWord;
-  const P nothing = -static_cast<P>(INFINITY);
-  if (thread == 0) num_kept = 0;
+// Grid: (words of the window, slices of the kept, images); block: the candidates of a word.
+template <typename Box>
+__global__ void compare_with_kept(Candidates<Box> candidates, Window window, Outcome outcome) {
+  __shared__ Stage<Box> kept;
+  __shared__ Word flags;
+  const int image = blockIdx.z, thread = threadIdx.x;
+  const int64_t slice = static_cast<int64_t>(blockIdx.y) * kKeptPerSlice;
+  const int64_t slice_end = at_most<int64_t>(slice + kKeptPerSlice, outcome.num_kept[image]);
+  if (slice >= slice_end || is_settled(candidates, outcome, window, image)) return;
+  const int64_t first_box = static_cast<int64_t>(image) * candidates.count;
+  const int64_t* ranks = outcome.ranks + image * outcome.max_kept;
+  const int rank = window.first + static_cast<int>(blockIdx.x) * kWord + thread;
+  const bool is_real = rank < end_of(candidates, window, image);
+  const int64_t index = first_box + (is_real ? rank : window.first);
+  const Box box = candidates.boxes[index];
+  const int64_t own_class = candidates.class_of(index);
+  bool is_removed = false;
+  if (thread == 0) flags = 0;
+  for (int64_t k = slice; k < slice_end; k += kWord) {
+    if (k + thread < slice_end) kept.put(thread, candidates, first_box + ranks[k + thread]);
+    __syncthreads();
+    const int count = static_cast<int>(at_most<int64_t>(kWord, slice_end - k));
+    is_removed = is_removed || kept.overlapping(box, own_class, count, candidates.threshold) != 0;
+    __syncthreads();
+  }
+  if (is_real && is_removed) atomicOr(&flags, Word{1} << thread);
   __syncthreads();
-  for (int64_t start = 0; start < batch.num_boxes; start += kWord) {
-    if (num_kept >= batch.max_output) break;
-    if (thread == 0) {
-      gone = 0;
-      num_real = 0;
-    }
-    if (thread < kWord) overlaps[thread] = 0;
-    __syncthreads();
-    const int64_t rank = start + lane;
-    const bool is_real = rank < batch.num_boxes && scores[offset + order[rank]] > nothing;
-    if (group == 0 && is_real) atomicAdd(&num_real, 1);
-    if (is_real) {
-      const int64_t own = order[rank], own_class = classes[own];
-      const AlignedBox<T> box = AlignedBox<T>::at(boxes + own * 4);
-      for (int64_t k = group; k < num_kept; k += num_groups) {
-        if (classes[kept[k]] != own_class) continue;
-        if (overlaps_more(AlignedBox<T>::at(boxes + kept[k] * 4), box, batch.threshold)) {
-          atomicOr(&gone, Word{1} << lane);
-          break;
-        }
-      }
-      for (int k = group; k < lane; k += num_groups) {
-        const int64_t other = order[start + k];
-        if (classes[other] != own_class) continue;
-        if (overlaps_more(AlignedBox<T>::at(boxes + other * 4), box, batch.threshold)) {
-          atomicOr(&overlaps[k], Word{1} << lane);
-        }
-      }
-    }
-    __syncthreads();
-    if (thread == 0) {
-      Word suppressed = gone;
-      for (int k = 0; k < num_real && num_kept < batch.max_output; ++k) {
-        if (suppressed >> k & 1) continue;
-        suppressed |= overlaps[k];
-        kept[num_kept] = order[start + k];
-        num_kept += 1;
-      }
-    }
-    __syncthreads();
-    const bool is_last = num_real < kWord;
-    __syncthreads();
-    if (is_last) break;
-  }
-  for (int64_t k = num_kept + thread; k < batch.max_output; k += blockDim.x) kept[k] = 0;
-  if (thread == 0) counts[image] = num_kept;
+  if (thread == 0 && flags != 0) atomicOr(window.removed + image * window.words + blockIdx.x, flags);
 }
 
-template <typename T>
-__global__ void iou_kernel(const T* __restrict__ boxes1, int64_t count1, const T* __restrict__ boxes2, int64_t count2,
-                           T* ious) {
+// Grid: (words that may be suppressed, words that suppress, images); block: the candidates of a word.
+template <typename Box>
+__global__ void compare_in_window(Candidates<Box> candidates, Window window, Outcome outcome) {
+  __shared__ Stage<Box> others;
+  const int image = blockIdx.z, thread = threadIdx.x, row = static_cast<int>(blockIdx.y) * kWord + thread;
+  if (blockIdx.x < blockIdx.y || is_settled(candidates, outcome, window, image)) return;
+  const int end = end_of(candidates, window, image);
+  const int first_other = window.first + static_cast<int>(blockIdx.x) * kWord, other = first_other + thread;
+  const int64_t first_box = static_cast<int64_t>(image) * candidates.count;
+  if (other < end) others.put(thread, candidates, first_box + other);
+  __syncthreads();
+  if (window.first + row >= end || first_other >= end) return;
+  const int64_t index = first_box + window.first + row;
+  const int count = at_most(kWord, end - first_other);
+  Word word = others.overlapping(candidates.boxes[index], candidates.class_of(index), count, candidates.threshold);
+  if (blockIdx.x == blockIdx.y) word &= ~((Word{2} << thread) - 1);
+  window.overlaps[(static_cast<int64_t>(image) * window.words * kWord + row) * window.words + blockIdx.x] = word;
+}
+
+// Of `open` candidates, those that no better one of them suppresses.
+__device__ inline Word settle_word(Word open, const Word* overlaps) {
+  Word chosen = 0;
+  while (open != 0) {
+    const int best = __ffsll(static_cast<long long>(open)) - 1;
+    chosen |= Word{1} << best;
+    open &= ~(overlaps[best] | Word{1} << best);
+  }
+  return chosen;
+}
+
+// A block walks the window of its image a word at a time: one thread settles the word, all carry its consequences on.
+template <typename Box>
+__global__ void settle_window(Candidates<Box> candidates, Window window, Outcome outcome) {
+  __shared__ Word removed[kWindow / kWord], own_overlaps[2][kWord], chosen;
+  const int image = blockIdx.x, thread = threadIdx.x, lane = thread % kWord, group = thread / kWord;
+  if (is_settled(candidates, outcome, window, image)) return;
+  const int count = end_of(candidates, window, image) - window.first, words = (count + kWord - 1) / kWord;
+  const Word* overlaps = window.overlaps + static_cast<int64_t>(image) * window.words * kWord * window.words;
+  const auto row = [&](int word, int bit) { return overlaps + static_cast<int64_t>(word * kWord + bit) * window.words; };
+  int64_t num_kept = outcome.num_kept[image];
+  for (int w = thread; w < words; w += blockDim.x) removed[w] = window.removed[image * window.words + w];
+  if (group == 0) own_overlaps[0][lane] = row(0, lane)[0];
+  __syncthreads();
+  for (int w = 0; w < words && num_kept < outcome.max_kept; ++w) {
+    if (thread == 0) {
+      const Word real = ~Word{0} >> (kWord - at_most(kWord, count - w * kWord));
+      chosen = settle_word(real & ~removed[w], own_overlaps[w % 2]);
+    }
+    __syncthreads();
+    for (int other = w + 1 + lane; other < words; other += kWord) {
+      Word gone = 0;
+      for (int k = group; k < kWord; k += blockDim.x / kWord) {
+        if (chosen >> k & 1) gone |= row(w, k)[other];
+      }
+      if (gone != 0) atomicOr(&removed[other], gone);
+    }
+    if (group == 0 && w + 1 < words) own_overlaps[(w + 1) % 2][lane] = row(w + 1, lane)[w + 1];
+    const int64_t place = num_kept + __popcll(chosen & ((Word{1} << lane) - 1));
+    if (group == 1 && (chosen >> lane & 1) && place < outcome.max_kept) {
+      const int rank = window.first + w * kWord + lane;
+      outcome.ranks[image * outcome.max_kept + place] = rank;
+      outcome.indices[image * outcome.max_kept + place] = outcome.order[image * int64_t{candidates.count} + rank];
+    }
+    num_kept += __popcll(chosen);
+    __syncthreads();
+  }
+  if (thread == 0) outcome.num_kept[image] = at_most(num_kept, outcome.max_kept);
+}
+
+// NaN becomes -inf, so that it sorts behind everything.
+template <typename P>
+__global__ void clean_scores(const P* scores, int64_t count, P* cleaned) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count1 * count2; i += step) {
-    ious[i] = turned_iou(TurnedBox<T>::at(boxes1 + i / count2 * 5), TurnedBox<T>::at(boxes2 + i % count2 * 5));
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
+    cleaned[i] = scores[i] == scores[i] ? scores[i] : -static_cast<P>(INFINITY);
   }
 }
 
-void check_candidates(const Tensor& boxes, const Tensor& scores, const std::optional<Tensor>& classes, int64_t size) {
-  check_shape("boxes", boxes, {kAnySize, size});
-  check_shape("scores", scores, {boxes.size(0)});
-  check_floating("boxes", boxes, boxes);
-  check_floating("scores", scores, boxes);
-  if (!classes.has_value()) return;
-  check_shape("classes", *classes, {boxes.size(0)});
-  check_integers("classes", *classes, boxes);
+// What `arrange` brings into the order of the scores. Null scores: there is no padding.
+template <typename Box, typename P>
+struct Arrangement {
+  const typename Box::Number* boxes;  // (N, B, numbers of a box)
+  const int64_t* order;               // (N, B)
+  const P* sorted_scores;             // (N, B)
+  const int64_t* classes;             // (N, B) or null
+  int64_t num_images, count;          // N, B
+  Box* sorted_boxes;                  // (N, B)
+  int64_t* sorted_classes;            // (N, B)
+  int64_t* num_real;                  // (N), zeros so far
+};
+
+template <typename Box, typename P>
+__global__ void arrange(Arrangement<Box, P> job) {
+  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x, total = job.num_images * job.count;
+  const P nothing = -static_cast<P>(INFINITY);
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < total; i += step) {
+    const int64_t image = i / job.count, rank = i % job.count, from = image * job.count + job.order[i];
+    job.sorted_boxes[i] = Box::at(job.boxes + from * Box::kSize);
+    if (job.classes != nullptr) job.sorted_classes[i] = job.classes[from];
+    const bool all_real = job.sorted_scores == nullptr;
+    const bool is_last = rank + 1 == job.count || !(all_real || job.sorted_scores[i + 1] > nothing);
+    if ((all_real || job.sorted_scores[i] > nothing) && is_last) job.num_real[image] = rank + 1;
+  }
+}
+
+enum class Padding { kNone, kMarkedByScore };
+
+// Candidates in the order of their scores.
+struct Sorted {
+  Tensor order, boxes;
+  std::optional<Tensor> classes;
+};
+
+// Fills num_real: (N), zeros so far.
+template <typename Box>
+Sorted sort_candidates(const Tensor& boxes, const Tensor& scores, const std::optional<Tensor>& classes,
+                       int64_t num_images, int64_t count, Padding padding, int64_t* num_real, cudaStream_t stream) {
+  const int64_t total = num_images * count;
+  const Tensor exact_scores = as_type(scores, wide_type(scores.scalar_type()));
+  const Tensor cleaned = torch::stable::empty_like(exact_scores);
+  Sorted sorted = {{}, new_tensor(boxes, {total * static_cast<int64_t>(sizeof(Box))}, ScalarType::Byte), {}};
+  std::optional<Tensor> dense_classes;
+  if (classes.has_value()) {
+    dense_classes = as_type(*classes, ScalarType::Long);
+    sorted.classes = torch::stable::empty_like(*dense_classes);
+  }
+  with_wide_type(cleaned.scalar_type(), [&](auto score) {
+    using P = decltype(score);
+    const auto clean = clean_scores<P>;
+    DETLAB_LAUNCH(clean, blocks_for(total, 256), 256, 0, stream, read<P>(exact_scores), total, write<P>(cleaned));
+    const auto [sorted_scores, order] = sort_descending(cleaned);
+    sorted.order = order;
+    const Arrangement<Box, P> job = {read<typename Box::Number>(boxes),
+                                     read<int64_t>(order),
+                                     padding == Padding::kMarkedByScore ? read<P>(sorted_scores) : nullptr,
+                                     classes.has_value() ? read<int64_t>(*dense_classes) : nullptr,
+                                     num_images,
+                                     count,
+                                     write<Box>(sorted.boxes),
+                                     classes.has_value() ? write<int64_t>(*sorted.classes) : nullptr,
+                                     num_real};
+    const auto kernel = arrange<Box, P>;
+    DETLAB_LAUNCH(kernel, blocks_for(total, 256), 256, 0, stream, job);
+  });
+  return sorted;
+}
+
+struct Kept {
+  Tensor indices;  // (N, P); where there is padding, 0 past the count
+  Tensor counts;   // (N)
+};
+
+// boxes: (N, B, numbers of a box) or (B, numbers), contiguous; scores and classes: N * B numbers.
+template <typename Box>
+Kept suppress(const Tensor& boxes, const Tensor& scores, const std::optional<Tensor>& classes, int64_t num_images,
+              int64_t count, double iou_threshold, int64_t max_kept, Padding padding, cudaStream_t stream) {
+  const auto numbers = [&](std::vector<int64_t> shape) { return new_tensor(boxes, shape, ScalarType::Long); };
+  const auto zeros = [&](std::vector<int64_t> shape) { return new_zero_tensor(boxes, shape, ScalarType::Long); };
+  const std::vector<int64_t> kept_shape = {num_images, max_kept};
+  const Kept kept = {padding == Padding::kNone ? numbers(kept_shape) : zeros(kept_shape), zeros({num_images})};
+  if (num_images == 0 || count == 0 || max_kept == 0) return kept;
+  STD_TORCH_CHECK(count < int64_t{1} << 30, "detlab: too many boxes to suppress: ", count);
+  const int64_t num_windows = divide_up(count, kWindow), most_words = divide_up(std::min<int64_t>(count, kWindow), kWord);
+  // What begins at zero, filled in one go: the counts of real candidates, and each window's flags of removed ones.
+  const Tensor state = zeros({num_images + num_windows * num_images * most_words});
+  int64_t* num_real = write<int64_t>(state);
+  Word* removed = reinterpret_cast<Word*>(num_real + num_images);
+  const Sorted sorted = sort_candidates<Box>(boxes, scores, classes, num_images, count, padding, num_real, stream);
+  const Tensor overlaps = numbers({num_images, most_words * kWord, most_words});
+  const Tensor ranks = numbers(kept_shape);
+  const Candidates<Box> candidates = {read<Box>(sorted.boxes),
+                                      classes.has_value() ? read<int64_t>(*sorted.classes) : nullptr, num_real,
+                                      static_cast<int>(count), round_down<typename Box::Number>(iou_threshold)};
+  const Outcome outcome = {read<int64_t>(sorted.order), write<int64_t>(ranks), write<int64_t>(kept.indices),
+                           write<int64_t>(kept.counts), max_kept};
+  const auto with_kept = compare_with_kept<Box>;
+  const auto in_window = compare_in_window<Box>;
+  const auto settle = settle_window<Box>;
+  const unsigned images = static_cast<unsigned>(num_images);
+  for (int first = 0; first < count; first += kWindow, removed += num_images * most_words) {
+    const int last = static_cast<int>(std::min<int64_t>(count, first + kWindow));
+    const unsigned words = static_cast<unsigned>(divide_up(last - first, kWord));
+    const Window window = {first, last, static_cast<int>(words), removed, write<Word>(overlaps)};
+    if (first > 0) {
+      const int64_t slices = divide_up(std::min<int64_t>(first, max_kept), kKeptPerSlice);
+      const dim3 grid(words, static_cast<unsigned>(slices), images);
+      DETLAB_LAUNCH(with_kept, grid, kWord, 0, stream, candidates, window, outcome);
+    }
+    DETLAB_LAUNCH(in_window, dim3(words, words, images), kWord, 0, stream, candidates, window, outcome);
+    DETLAB_LAUNCH(settle, images, kSettlers, 0, stream, candidates, window, outcome);
+  }
+  return kept;
+}
+
+template <template <typename> class BoxOf>
+Tensor nms_of(const Tensor& boxes, const Tensor& scores, const std::optional<Tensor>& classes, double iou_threshold) {
+  const Launch launch(boxes);
+  const Tensor exact = as_type(boxes, wide_type(boxes.scalar_type()));
+  const auto run = exact.scalar_type() == ScalarType::Double ? suppress<BoxOf<double>> : suppress<BoxOf<float>>;
+  const int64_t count = boxes.size(0);
+  Kept kept = run(exact, scores, classes, 1, count, iou_threshold, count, Padding::kNone, launch.stream());
+  int64_t size = 0;
+  check(cudaMemcpyAsync(&size, kept.counts.data_ptr(), sizeof(size), cudaMemcpyDeviceToHost, launch.stream()));
+  check(cudaStreamSynchronize(launch.stream()));
+  Tensor row = torch::stable::select(kept.indices, 0, 0);
+  return torch::stable::narrow(row, 0, 0, size);
+}
+
+constexpr int kPairThreads = 128;
+constexpr int kPairRows = 16;
+
+// Grid: (groups of columns, groups of kPairRows rows).
+template <typename T>
+__global__ void iou_kernel(const T* __restrict__ boxes1, int64_t rows, const T* __restrict__ boxes2, int64_t columns,
+                           T* ious) {
+  __shared__ TurnedBox<T> row_boxes[kPairRows];
+  const int64_t first_row = static_cast<int64_t>(blockIdx.y) * kPairRows;
+  const int num_rows = static_cast<int>(at_most<int64_t>(kPairRows, rows - first_row));
+  const int thread = threadIdx.x;
+  if (thread < num_rows) row_boxes[thread] = TurnedBox<T>::at(boxes1 + (first_row + thread) * 5);
+  __syncthreads();
+  const int64_t column = static_cast<int64_t>(blockIdx.x) * kPairThreads + thread;
+  if (column >= columns) return;
+  const TurnedBox<T> box = TurnedBox<T>::at(boxes2 + column * 5);
+  for (int row = 0; row < num_rows; ++row) ious[(first_row + row) * columns + column] = turned_iou(row_boxes[row], box);
 }
 
 }  // namespace
 
 Tensor nms(Tensor boxes, Tensor scores, std::optional<Tensor> classes, double iou_threshold) {
   check_candidates(boxes, scores, classes, 4);
-  const Tensor exact = as_type(boxes, wide_type(boxes.scalar_type()));
-  return exact.scalar_type() == ScalarType::Double ? nms_of<AlignedBox<double>>(exact, scores, classes, iou_threshold)
-                                                   : nms_of<AlignedBox<float>>(exact, scores, classes, iou_threshold);
+  return nms_of<AlignedBox>(boxes, scores, classes, iou_threshold);
 }
 
 Tensor nms_rotated(Tensor boxes, Tensor scores, std::optional<Tensor> classes, double iou_threshold) {
   check_candidates(boxes, scores, classes, 5);
-  const Tensor exact = as_type(boxes, wide_type(boxes.scalar_type()));
-  return exact.scalar_type() == ScalarType::Double ? nms_of<TurnedBox<double>>(exact, scores, classes, iou_threshold)
-                                                   : nms_of<TurnedBox<float>>(exact, scores, classes, iou_threshold);
+  return nms_of<TurnedBox>(boxes, scores, classes, iou_threshold);
 }
 
 std::tuple<Tensor, Tensor> nms_fixed(Tensor boxes, Tensor scores, Tensor classes, double iou_threshold,
                                      int64_t max_output) {
-  check_shape("boxes", boxes, {kAnySize, kAnySize, 4});
-  check_shape("scores", scores, {boxes.size(0), boxes.size(1)});
-  check_shape("classes", classes, {boxes.size(0), boxes.size(1)});
-  check_floating("boxes", boxes, boxes);
-  check_floating("scores", scores, boxes);
-  check_integers("classes", classes, boxes);
-  STD_TORCH_CHECK(max_output >= 0, "detlab: 'max_output' must not be negative, got ", max_output);
+  check_candidate_batch(boxes, scores, classes, max_output);
   const Launch launch(boxes);
-  const int64_t num_images = boxes.size(0), num_boxes = boxes.size(1);
-  const Tensor indices = new_zero_tensor(boxes, {num_images, max_output}, ScalarType::Long);
-  const Tensor counts = new_zero_tensor(boxes, {num_images}, ScalarType::Long);
-  if (num_images == 0 || num_boxes == 0) return {indices, counts};
   const Tensor exact = as_type(boxes, wide_type(boxes.scalar_type()));
-  const Tensor dense_classes = as_type(classes, ScalarType::Long);
-  const Tensor cleaned = cleaned_scores(scores, launch.stream());
-  const Tensor order = call_sort(cleaned);
-  with_wide_type(cleaned.scalar_type(), [&](auto score) {
-    with_wide_type(exact.scalar_type(), [&](auto number) {
-      using P = decltype(score);
-      using T = decltype(number);
-      const FixedBatch<T> batch = {read<T>(exact), read<int64_t>(order), read<int64_t>(dense_classes),
-                                   num_boxes,      max_output,           round_down<T>(iou_threshold)};
-      const auto kernel = fixed_kernel<T, P>;
-      DETLAB_LAUNCH(kernel, static_cast<unsigned>(num_images), kFixedThreads, 0, launch.stream(), batch,
-                    read<P>(cleaned), write<int64_t>(indices), write<int64_t>(counts));
-    });
-  });
-  return {indices, counts};
+  const bool is_double = exact.scalar_type() == ScalarType::Double;
+  const auto run = is_double ? suppress<AlignedBox<double>> : suppress<AlignedBox<float>>;
+  const Kept kept = run(exact, scores, classes, boxes.size(0), boxes.size(1), iou_threshold, max_output,
+                        Padding::kMarkedByScore, launch.stream());
+  return {kept.indices, kept.counts};
 }
 
 Tensor box_iou_rotated(Tensor boxes1, Tensor boxes2) {
-  check_shape("boxes1", boxes1, {kAnySize, 5});
-  check_shape("boxes2", boxes2, {kAnySize, 5});
-  check_floating("boxes1", boxes1, boxes1);
-  check_floating("boxes2", boxes2, boxes1);
+  check_rotated_pairs(boxes1, boxes2);
   const Launch launch(boxes1);
   const ScalarType wide = wide_type(boxes1.scalar_type());
   const Tensor exact1 = as_type(boxes1, wide), exact2 = as_type(boxes2, wide);
-  const Tensor ious = new_tensor(boxes1, {boxes1.size(0), boxes2.size(0)}, wide);
+  const int64_t rows = boxes1.size(0), columns = boxes2.size(0);
+  const Tensor ious = new_tensor(boxes1, {rows, columns}, wide);
   if (ious.numel() == 0) return ious;
   with_wide_type(wide, [&](auto number) {
     using T = decltype(number);
     const auto kernel = iou_kernel<T>;
-    DETLAB_LAUNCH(kernel, blocks_for(ious.numel(), 256), 256, 0, launch.stream(), read<T>(exact1), boxes1.size(0),
-                  read<T>(exact2), boxes2.size(0), write<T>(ious));
+    // The second number of a grid ends at 65535.
+    constexpr int64_t kRowsPerLaunch = int64_t{65535} * kPairRows;
+    for (int64_t first = 0; first < rows; first += kRowsPerLaunch) {
+      const int64_t count = std::min(rows - first, kRowsPerLaunch);
+      const dim3 grid(static_cast<unsigned>(divide_up(columns, kPairThreads)),
+                      static_cast<unsigned>(divide_up(count, kPairRows)));
+      DETLAB_LAUNCH(kernel, grid, kPairThreads, 0, launch.stream(), read<T>(exact1) + first * 5, count,
+                    read<T>(exact2), columns, write<T>(ious) + first * columns);
+    }
   });
   return ious;
 }
