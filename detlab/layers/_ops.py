@@ -215,7 +215,7 @@ def paste_masks(masks: Tensor, boxes: Tensor, image_size: Sequence[int], thresho
 
 def backend() -> str:
     """What serves tensors on the CPU: "compiled" or "torchvision"."""
-    return "compiled" if "cpu" in _ops_library.load().devices else "torchvision"
+    return "compiled" if _ops_library.serves("cpu") else "torchvision"
 
 
 def report() -> str:
@@ -345,7 +345,7 @@ def _plain_kernel(name: str) -> Callable:
     @functools.wraps(plain)
     def kernel(*args):
         first = args[0][0] if isinstance(args[0], (list, tuple)) else args[0]
-        if first.device.type in _ops_library.load().devices:
+        if _ops_library.serves(first.device.type):
             return getattr(torch.ops.detlab, name)(*args)
         return plain(*args)
 

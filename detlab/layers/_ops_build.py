@@ -12,6 +12,7 @@ import platform
 import re
 import shlex
 import shutil
+import struct
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -26,13 +27,14 @@ __all__ = [
     "find_compiler",
     "find_nvcc",
     "find_torch",
-    "has_torch_cuda",
+    "is_whole",
     "library_name",
     "obstacle",
     "source_hash",
 ]
 
 CSRC = Path(__file__).resolve().parent / "csrc"
+SOURCE_SUFFIXES = (".cpp", ".cu", ".cuh", ".h", ".inl")
 TORCH_TARGET = (2, 11)
 DEFINES = [f"-DTORCH_TARGET_VERSION=0x{TORCH_TARGET[0]:02x}{TORCH_TARGET[1]:02x}000000000000"]
 # Contraction is off so that no decision at a threshold depends on the instruction set; the kernels fuse by hand.
@@ -47,6 +49,8 @@ NVCC_FLAGS = [
 ]
 # What a wheel carries: two real architectures, and PTX that later ones compile for themselves.
 WHEEL_ARCHITECTURES = ("arch=compute_80,code=sm_80", "arch=compute_90,code=sm_90", "arch=compute_90,code=compute_90")
+WHEEL_MIN_CAPABILITY = (8, 0)
+FLAGS = {"cpu": CXX_FLAGS, "cuda": [*NVCC_FLAGS, *WHEEL_ARCHITECTURES]}
 
 
 class BuildError(RuntimeError):
@@ -55,8 +59,9 @@ class BuildError(RuntimeError):
 
 def source_hash(part: str) -> str:
     """Twelve digits that change with the sources and flags of the part "cpu" or "cuda"."""
-    digest = hashlib.sha256(repr((DEFINES, CXX_FLAGS if part == "cpu" else NVCC_FLAGS)).encode())
-    for path in sorted([*CSRC.glob("*.h"), *CSRC.glob(f"{part}/*")]):
+    digest = hashlib.sha256(repr((DEFINES, FLAGS[part])).encode())
+    sources = (path for path in [*CSRC.glob("*"), *CSRC.glob(f"{part}/*")] if path.suffix in SOURCE_SUFFIXES)
+    for path in sorted(sources):
         digest.update(path.relative_to(CSRC).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:12]
 
@@ -72,27 +77,30 @@ def find_torch() -> Path | None:
     return Path(spec.origin).parent if spec is not None and spec.origin else None
 
 
-def has_torch_cuda() -> bool:
-    """Whether the installed torch is one for CUDA."""
-    torch_dir = find_torch()
-    return torch_dir is not None and (torch_dir / "lib" / "libtorch_cuda.so").is_file()
-
-
 def find_compiler() -> str | None:
-    """The C++ compiler: ``$CXX``, or the first of the usual names."""
-    candidates = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
-    return next((shutil.which(shlex.split(name)[0]) for name in candidates if name and _is_program(name)), None)
+    """The C++ compiler: the program in ``$CXX`` if that is set, else the first of the usual names."""
+    command = _compile_command()
+    # The last program: "ccache g++ -m64" starts another one.
+    programs = [found for found in map(shutil.which, command or []) if found]
+    return programs[-1] if programs else None
 
 
-def _is_program(command: str) -> bool:
-    return shutil.which(shlex.split(command)[0]) is not None
+def _compile_command() -> list[str] | None:
+    """What starts the C++ compiler, with the flags that ``$CXX`` may hold."""
+    wanted = shlex.split(os.environ.get("CXX", ""))
+    candidates = [wanted] if wanted else [["c++"], ["g++"], ["clang++"]]
+    return next((command for command in candidates if shutil.which(command[0])), None)
 
 
 def find_nvcc() -> str | None:
-    """The CUDA compiler: of ``$CUDA_HOME``, on the path, or in the usual folder."""
-    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    candidates = [*([f"{home}/bin/nvcc"] if home else []), "nvcc", "/usr/local/cuda/bin/nvcc"]
+    """The CUDA compiler: of ``$CUDA_HOME`` if that is set, else on the path or in the usual folder."""
+    home = _cuda_home()
+    candidates = [os.path.join(home, "bin", "nvcc")] if home else ["nvcc", "/usr/local/cuda/bin/nvcc"]
     return next((found for found in map(shutil.which, candidates) if found), None)
+
+
+def _cuda_home() -> str | None:
+    return os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
 
 
 def compiler_version(compiler: str) -> str:
@@ -102,8 +110,12 @@ def compiler_version(compiler: str) -> str:
     return (lines[-1] if compiler.endswith("nvcc") else lines[0]) if lines else compiler
 
 
-def obstacle() -> str | None:
-    """Why the library cannot be built here, or None."""
+def obstacle(part: str = "cpu") -> str | None:
+    """Why the part "cpu" or "cuda" of the library cannot be built here, or None."""
+    return _obstacle_for_any() or (_obstacle_for_cuda() if part == "cuda" else None)
+
+
+def _obstacle_for_any() -> str | None:
     if platform.system() != "Linux":
         return f"it is built on Linux only, this is {platform.system()}"
     torch_dir = find_torch()
@@ -114,7 +126,21 @@ def obstacle() -> str | None:
     if _torch_version(torch_dir) < TORCH_TARGET:
         return f"torch is older than {'.'.join(map(str, TORCH_TARGET))}"
     if find_compiler() is None:
-        return "there is no C++ compiler; install g++ or set CXX"
+        wanted = os.environ.get("CXX")
+        return (
+            f"CXX is '{wanted}', which is no program" if wanted else "there is no C++ compiler; install g++ or set CXX"
+        )
+    return None
+
+
+def _obstacle_for_cuda() -> str | None:
+    torch_dir = find_torch()
+    assert torch_dir is not None
+    if not (torch_dir / "lib" / "libtorch_cuda.so").is_file():
+        return "the installed torch is not one for CUDA"
+    if find_nvcc() is None:
+        home = _cuda_home()
+        return f"CUDA_HOME is '{home}', which has no bin/nvcc" if home else "there is no nvcc; set CUDA_HOME"
     return None
 
 
@@ -123,19 +149,30 @@ def _torch_version(torch_dir: Path) -> tuple[int, int]:
     return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
+def is_whole(library: Path) -> bool:
+    """Whether a library is all there. To load one that was cut short kills the process instead of raising an error."""
+    if not library.is_file():
+        return False
+    with library.open("rb") as file:
+        header = file.read(64)
+    if len(header) < 64 or header[:6] != b"\x7fELF\x02\x01":  # 64 bits, little-endian
+        return False
+    # The table of sections is what a linker writes last: its offset, and the size and number of its entries.
+    (offset,), (size, count) = struct.unpack_from("<Q", header, 40), struct.unpack_from("<HH", header, 58)
+    return library.stat().st_size >= offset + size * count
+
+
 def build_cpu(target: Path) -> None:
     """Compiles the CPU operators to the file ``target``, which appears complete or not at all.
 
     Raises:
         BuildError: with what the compiler said.
     """
-    compiler, torch_dir = find_compiler(), find_torch()
-    assert compiler is not None and torch_dir is not None, obstacle()
-    include = [f"-I{torch_dir / 'include'}", *DEFINES]
-    sources = sorted(CSRC.glob("cpu/*.cpp"))
-    compile_one = [compiler, *CXX_FLAGS, *include, "-c"]
-    link = [compiler, "-shared", f"-L{torch_dir / 'lib'}", "-Wl,--no-as-needed", "-ltorch_cpu"]
-    _build(compile_one, sources, link, target)
+    command, torch_dir = _compile_command(), find_torch()
+    assert command is not None and torch_dir is not None, obstacle("cpu")
+    compile_one = [*command, *CXX_FLAGS, f"-I{torch_dir / 'include'}", *DEFINES, "-c"]
+    link = [*command, "-shared", *_link_flags(torch_dir), "-ltorch_cpu"]
+    _build(compile_one, sorted(CSRC.glob("cpu/*.cpp")), link, target)
 
 
 def build_cuda(target: Path, architectures: Sequence[str] = WHEEL_ARCHITECTURES) -> None:
@@ -145,13 +182,18 @@ def build_cuda(target: Path, architectures: Sequence[str] = WHEEL_ARCHITECTURES)
         BuildError: with what the compiler said.
     """
     nvcc, torch_dir, compiler = find_nvcc(), find_torch(), find_compiler()
-    assert nvcc is not None and torch_dir is not None and compiler is not None
+    assert nvcc is not None and torch_dir is not None and compiler is not None, obstacle("cuda")
+    command = [nvcc, "-ccbin", compiler]
     generate = [flag for name in architectures for flag in ("-gencode", name)]
     include = [f"-I{torch_dir / 'include'}", "-DUSE_CUDA", *DEFINES]
-    compile_one = [nvcc, "-ccbin", compiler, *NVCC_FLAGS, *generate, *include, "-c"]
-    torch_libraries = ["-Xlinker", "--no-as-needed", "-ltorch_cpu", "-ltorch_cuda"]
-    link = [nvcc, "-ccbin", compiler, "-shared", f"-L{torch_dir / 'lib'}", *torch_libraries]
+    compile_one = [*command, *NVCC_FLAGS, *generate, *include, "-c"]
+    link = [*command, "-shared", *_link_flags(torch_dir), "-ltorch_cpu", "-ltorch_cuda"]
     _build(compile_one, sorted(CSRC.glob("cuda/*.cu")), link, target)
+
+
+def _link_flags(torch_dir: Path) -> list[str]:
+    # A library of torch's is needed whether or not the linker sees a symbol taken from it before the objects.
+    return [f"-L{torch_dir / 'lib'}", "-Xlinker", "--no-as-needed"]
 
 
 def _build(compile_one: list[str], sources: list[Path], link: list[str], target: Path) -> None:
@@ -160,16 +202,25 @@ def _build(compile_one: list[str], sources: list[Path], link: list[str], target:
         objects = [os.path.join(folder, f"{source.stem}.o") for source in sources]
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
             list(pool.map(_run, ([*compile_one, str(s), "-o", o] for s, o in zip(sources, objects))))
-        library = os.path.join(folder, "library.so")
-        _run([link[0], *objects, *link[1:], "-o", library])
-        # Beside the target first: only a rename within one file system is atomic.
-        complete = target.with_name(f"{target.name}.{os.getpid()}")
-        shutil.copyfile(library, complete)
-        os.replace(complete, target)
+        library = os.path.join(folder, target.name)
+        _run([*link, *objects, "-o", library])
+        _move(library, target)
+
+
+def _move(file: str, target: Path) -> None:
+    # Beside the target first: only a rename within one file system is atomic.
+    neighbour = target.with_name(f".{os.getpid()}-{target.name}")
+    try:
+        shutil.copyfile(file, neighbour)
+        os.replace(neighbour, target)
+    finally:
+        neighbour.unlink(missing_ok=True)
 
 
 def _run(command: list[str]) -> None:
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     if result.returncode != 0:
-        errors = [line for line in result.stderr.splitlines() if "error" in line.lower()] or result.stderr.splitlines()
-        raise BuildError(f"{Path(command[0]).name} failed: {' | '.join(errors[:3]) or 'without a message'}")
+        lines = (result.stderr + result.stdout).splitlines()
+        errors = [line for line in lines if "error" in line.lower()] or lines
+        words = " | ".join(errors[:5]) or f"exit status {result.returncode} and no message"
+        raise BuildError(f"{Path(command[0]).name} failed: {words}")

@@ -1,4 +1,4 @@
-"""Finds the compiled operators, once per process: the library of the wheel, else one compiled here and kept.
+"""Finds the compiled operators at their first use: the library of the wheel, else one compiled here and kept.
 
 ``DETLAB_OPS`` chooses: ``auto`` (the default) takes what works, ``compiled`` fails where that is not the library,
 ``torchvision`` leaves it alone. ``DETLAB_CACHE`` moves the folder of libraries compiled here (``~/.cache/detlab``).
@@ -20,9 +20,10 @@ import torch
 
 from detlab.layers import _ops_build
 
-__all__ = ["LoadedLibrary", "load"]
+__all__ = ["LoadedLibrary", "load", "serves"]
 
 CHOICES = ("auto", "compiled", "torchvision")
+DEVICE_NAMES = {"cpu": "CPU", "cuda": "CUDA"}
 logger = logging.getLogger(__name__)
 
 
@@ -34,94 +35,165 @@ class LoadedLibrary(NamedTuple):
 
 
 class Part(NamedTuple):
-    """One of the library's files, or why there is none."""
+    """The library's file for one device type, or why there is none."""
 
     path: Path | None
     explanation: str
 
 
-@functools.cache
 def load() -> LoadedLibrary:
-    """Loads the library at the first call.
+    """Loads the library for all devices of this machine.
 
     Raises:
         ValueError: if ``DETLAB_OPS`` is not one of its choices.
         RuntimeError: if it is ``compiled`` and the library cannot be had.
     """
+    parts = {device: _part(device) for device in ("cpu", "cuda") if device == "cpu" or torch.cuda.is_available()}
+    served = frozenset(device for device, part in parts.items() if part.path is not None)
+    sentences = [f"{DEVICE_NAMES[device]}: {part.explanation}" for device, part in parts.items()]
+    return LoadedLibrary(served, "; ".join(sentences if "cuda" in parts else [*sentences, "CUDA: there is no GPU"]))
+
+
+def serves(device: str) -> bool:
+    """Whether the compiled library has kernels for a device type, which loads it for that one at the first call.
+
+    Raises:
+        ValueError: if ``DETLAB_OPS`` is not one of its choices.
+        RuntimeError: if it is ``compiled`` and the library cannot be had.
+    """
+    return device in DEVICE_NAMES and _part(device).path is not None
+
+
+@functools.cache
+def _part(device: str) -> Part:
     choice = os.environ.get("DETLAB_OPS", "auto")
     if choice not in CHOICES:
         raise ValueError(f"DETLAB_OPS is '{choice}'; it may be {', '.join(CHOICES)}")
     if choice == "torchvision":
-        return LoadedLibrary(frozenset(), "torchvision's, because DETLAB_OPS=torchvision")
-    cpu = _loaded(_cpu_part())
-    if cpu.path is None:
-        if choice == "compiled":
-            raise RuntimeError(f"DETLAB_OPS=compiled, but the operators cannot be had: {cpu.explanation}")
-        logger.warning("detlab uses torchvision's operators, which are slower: %s", cpu.explanation)
-        return LoadedLibrary(frozenset(), f"torchvision's: {cpu.explanation}")
-    explanation = f"compiled, CPU: {cpu.explanation}"
-    if not torch.cuda.is_available():
-        return LoadedLibrary(frozenset({"cpu"}), f"{explanation}; CUDA: there is no GPU")
-    cuda = _loaded(_cuda_part())
-    devices = {"cpu"} if cuda.path is None else {"cpu", "cuda"}
-    return LoadedLibrary(frozenset(devices), f"{explanation}; CUDA: {cuda.explanation}")
+        return Part(None, "torchvision's, because DETLAB_OPS=torchvision")
+    part = _found_part(device)
+    if part.path is not None:
+        return Part(part.path, f"compiled, {part.explanation}")
+    if choice == "compiled":
+        raise RuntimeError(
+            f"DETLAB_OPS=compiled, but the operators for {DEVICE_NAMES[device]} cannot be had: {part.explanation}"
+        )
+    logger.warning(
+        "detlab uses torchvision's operators for %s, which are slower: %s", DEVICE_NAMES[device], part.explanation
+    )
+    return Part(None, f"torchvision's: {part.explanation}")
 
 
-def _loaded(part: Part) -> Part:
-    if part.path is None:
-        return part
-    try:
-        torch.ops.load_library(str(part.path))
-    except OSError as error:
-        return Part(None, f"{part.path} does not load: {error}")
-    return part
-
-
-def _cpu_part() -> Part:
-    return _prebuilt("cpu") or _compiled_here("cpu", _ops_build.build_cpu)
-
-
-def _cuda_part() -> Part:
-    prebuilt = _prebuilt("cuda")
-    if prebuilt is not None:
-        return prebuilt
-    if _ops_build.find_nvcc() is None:
-        return Part(None, "torchvision's, as there is neither a prebuilt library nor nvcc; set CUDA_HOME")
-    major, minor = torch.cuda.get_device_capability()
-    architecture = f"arch=compute_{major}{minor},code=sm_{major}{minor}"
-    return _compiled_here("cuda", functools.partial(_ops_build.build_cuda, architectures=[architecture]), architecture)
-
-
-def _prebuilt(part: str) -> Part | None:
-    path = Path(__file__).with_name(_ops_build.library_name(part))
-    return Part(path, f"{path}, prebuilt") if path.is_file() else None
-
-
-def _compiled_here(part: str, build: Callable[[Path], None], variant: str = "") -> Part:
-    obstacle = _ops_build.obstacle()
+def _found_part(device: str) -> Part:
+    prebuilt = Path(__file__).with_name(_ops_build.library_name(device))
+    problem = _problem_of_prebuilt(device, prebuilt)
+    if problem is None:
+        return Part(prebuilt, f"{prebuilt}, prebuilt")
+    obstacle = _ops_build.obstacle(device)
     if obstacle is not None:
-        return Part(None, f"no prebuilt library, and none can be compiled: {obstacle}")
-    compiler = _ops_build.find_nvcc() if part == "cuda" else _ops_build.find_compiler()
+        return Part(None, f"{problem}, and none can be compiled: {obstacle}")
+    compiled = _compiled_here(device)
+    if compiled.path is None:
+        return Part(None, f"{problem}, and {compiled.explanation}")
+    return Part(compiled.path, f"{compiled.explanation}, as {problem}")
+
+
+def _problem_of_prebuilt(device: str, path: Path) -> str | None:
+    if not path.is_file():
+        return "there is no prebuilt library of these sources"
+    if device == "cuda":
+        weakest = min(_capabilities())
+        if weakest < _ops_build.WHEEL_MIN_CAPABILITY:
+            return f"{path} has no code for a GPU of capability {'.'.join(map(str, weakest))}"
+    return _loading_problem(path)
+
+
+def _loading_problem(path: Path) -> str | None:
+    """Loads a library; what went wrong, or None."""
+    if not _ops_build.is_whole(path):
+        return f"{path} is damaged"
+    try:
+        torch.ops.load_library(str(path))
+    except (OSError, RuntimeError) as error:
+        return f"{path} does not load: {error.__cause__ or error}"
+    return None
+
+
+def _capabilities() -> set[tuple[int, int]]:
+    return {torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())}
+
+
+def _compiled_here(device: str) -> Part:
+    """Compiles and loads the library, in the first of the cache folders that can be used."""
+    problems = []
+    for folder in _cache_folders():
+        try:
+            path, compiler = _compile_once(device, folder)
+        except OSError as error:
+            problems.append(str(error))
+            continue
+        except _ops_build.BuildError as error:
+            problems.append(str(error))
+            break
+        problem = _loading_problem(path)
+        return Part(None, problem) if problem else Part(path, f"{path}, compiled here by {compiler}")
+    return Part(None, f"compiling one failed: {'; '.join(problems)}")
+
+
+def _compile_once(device: str, folder: Path) -> tuple[Path, str]:
+    """The library's path and the compiler's version. Of all processes one compiles, the others wait for it."""
+    compiler = _ops_build.find_nvcc() if device == "cuda" else _ops_build.find_compiler()
     assert compiler is not None
     version = _ops_build.compiler_version(compiler)
-    key = hashlib.sha256(f"{version} {variant} {platform.machine()}".encode()).hexdigest()[:12]
-    path = _cache_folder() / key / _ops_build.library_name(part)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    _make(folder)
+    build, variant = _build_for_this_machine(device)
+    key = hashlib.sha256(f"{version} {variant} {platform.machine()} {platform.libc_ver()}".encode()).hexdigest()[:12]
+    path = folder / key / _ops_build.library_name(device)
+    if not _ops_build.is_whole(path):
+        path.parent.mkdir(exist_ok=True)
         with _locked(path.with_suffix(".lock")):
-            if not path.is_file():
-                logger.warning("detlab compiles its %s operators with %s, once, to %s", part, version, path.parent)
+            if not _ops_build.is_whole(path):
+                name = DEVICE_NAMES[device]
+                logger.warning("detlab compiles its %s operators with %s, once, to %s", name, version, path.parent)
                 build(path)
-    except (OSError, _ops_build.BuildError) as error:
-        return Part(None, f"no prebuilt library, and compiling one failed: {error}")
-    return Part(path, f"{path}, compiled here by {version}")
+    return path, version
+
+
+def _build_for_this_machine(device: str) -> tuple[Callable[[Path], None], str]:
+    """What compiles, and a text that tells its results apart."""
+    if device == "cpu":
+        return _ops_build.build_cpu, ""
+    numbers = [f"{major}{minor}" for major, minor in sorted(_capabilities())]
+    architectures = [f"arch=compute_{number},code=sm_{number}" for number in numbers]
+    return functools.partial(_ops_build.build_cuda, architectures=architectures), " ".join(architectures)
+
+
+def _cache_folders() -> list[Path]:
+    """The folder the user names; else the one at home and, for where that cannot be used, a temporary one."""
+    return [_cache_folder()] if os.environ.get("DETLAB_CACHE") else [_cache_folder(), _temporary_folder()]
 
 
 def _cache_folder() -> Path:
-    folder = os.environ.get("DETLAB_CACHE")
-    if folder:
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "detlab"
+    named = os.environ.get("DETLAB_CACHE")
+    if named:
+        return Path(named).expanduser()
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    # Without a home the path stays as it was written, and would name a folder of the working directory.
+    return Path(home, "detlab") if os.path.isabs(home) else _temporary_folder()
+
+
+def _temporary_folder() -> Path:
+    # Not tempfile.gettempdir(), which raises where nothing can be written to: that is found out on use.
+    return Path(os.environ.get("TMPDIR") or "/tmp", f"detlab-{os.getuid()}")
+
+
+def _make(folder: Path) -> None:
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = folder.stat()
+    is_own = status.st_uid == os.getuid() and not status.st_mode & 0o022
+    # Where all users may make folders, another's could hold a library whose code this process would run.
+    if folder == _temporary_folder() and not is_own:
+        raise PermissionError(f"{folder} is not this user's alone")
 
 
 @contextlib.contextmanager

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from detlab.layers import _ops_library
+
 # Pairs of rotated boxes, and pixels of masks, handled at once: bounds the memory of the intermediates.
 PAIRS_PER_CHUNK = 1 << 20
 PIXELS_PER_CHUNK = 1 << 24
@@ -68,8 +70,13 @@ def roi_align_levels_backward(
 
 
 def _torchvision():
-    import torchvision  # noqa: F401  registers its operators
-
+    try:
+        import torchvision  # noqa: F401  registers its operators
+    except (ImportError, OSError, RuntimeError) as error:
+        raise ImportError(
+            f"this operator needs detlab's compiled library ({_ops_library.load().explanation}) or torchvision "
+            f"({error}); install the torchvision made for torch {torch.__version__}, or a C++ compiler such as g++"
+        ) from error
     return torch.ops.torchvision
 
 
