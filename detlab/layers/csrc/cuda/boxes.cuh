@@ -79,7 +79,7 @@ __device__ inline T turned_iou(const TurnedBox<T>& a, const TurnedBox<T>& b) {
     signed_area += area_under_edge(xs[k], ys[k], xs[next], ys[next], a.half_w, a.half_h);
   }
   const T area_a = a.area(), area_b = b.area(), area = signed_area < 0 ? -signed_area : signed_area;
-  const T smallest = area_a < area_b ? area_a : area_b, inter = area < smallest ? area : smallest;
+  const T smallest = area_a < area_b ? area_a : area_b, inter = smallest < area ? smallest : area;
   const T either = area_a + area_b - inter;
   // The parts of boxes that do not meet cancel up to rounding.
   const T noise = area_a * (sizeof(T) == 4 ? static_cast<T>(2e-6) : static_cast<T>(4e-15));
