@@ -3,14 +3,21 @@
 
     python tools/benchmark.py                       # CPU or GPU, training and inference
     python tools/benchmark.py --size 480 640 --batch 2 --repeats 7
+    python tools/benchmark.py --operators           # detlab against itself with torchvision's operators
 
 Both models have random weights, frozen batch norms, three trainable backbone stages, 80 classes, the same numbers of
 proposals, the same images and boxes. The two take turns, and of each the fastest repeat counts, so that a busy machine
-harms both alike. Every row ends in the ratio of torchvision's time to detlab's: above 1 detlab is faster.
+harms both alike. Every row ends in the ratio of the second side's time to the first's: above 1 detlab, or detlab with
+its compiled operators, is faster.
 """
 
 import argparse
+import contextlib
+import functools
 import math
+import multiprocessing
+import multiprocessing.connection
+import os
 import time
 from collections.abc import Callable
 
@@ -142,6 +149,72 @@ def time_calls(run: Callable[[], object], calls: int, device: str) -> float:
     return begin.elapsed_time(end) / 1e3 / calls
 
 
+def own_steps(args: argparse.Namespace) -> dict[str, Callable[[], object]]:
+    """A training step and an inference of detlab's model; each turns the model to its mode."""
+    model = detlab_model(args.device)
+    damp_residuals(model)
+    batch = detlab_batch(*make_inputs(args.batch, *args.size, args.boxes, args.device))
+    return steps_of(model, lambda: model(batch), lambda: model(batch))
+
+
+def torchvision_steps(args: argparse.Namespace) -> dict[str, Callable[[], object]]:
+    """The same of torchvision's model."""
+    model = torchvision_model(args.device, *args.size)
+    damp_residuals(model)
+    images, boxes, classes = make_inputs(args.batch, *args.size, args.boxes, args.device)
+    targets = [{"boxes": b, "labels": c + 1} for b, c in zip(boxes, classes)]
+    return steps_of(model, lambda: model(list(images), targets), lambda: model(list(images)))
+
+
+def steps_of(
+    model: nn.Module, losses: Callable[[], dict[str, Tensor]], detections: Callable[[], object]
+) -> dict[str, Callable[[], object]]:
+    """Named steps of a model."""
+    training = training_step(losses, model)
+
+    def train() -> None:
+        model.train()
+        training()
+
+    @torch.no_grad()
+    def infer() -> None:
+        model.eval()
+        detections()
+
+    return {"training": train, "inference": infer}
+
+
+def steps_with_operators(choice: str, args: argparse.Namespace) -> dict[str, Callable[[], object]]:
+    """detlab's steps in a process of their own, as a process loads its operators once.
+
+    Args:
+        choice: for ``DETLAB_OPS``.
+        args: of the command line.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    connection, far_end = spawn.Pipe()
+    spawn.Process(target=serve_steps, args=(choice, args, far_end), daemon=True).start()
+    far_end.close()
+
+    def ask(name: str) -> None:
+        connection.send(name)
+        connection.recv()
+
+    return {name: functools.partial(ask, name) for name in ("training", "inference")}
+
+
+def serve_steps(choice: str, args: argparse.Namespace, connection: multiprocessing.connection.Connection) -> None:
+    """Runs steps of detlab's model by name until the other end is closed."""
+    os.environ["DETLAB_OPS"] = choice
+    steps = own_steps(args)
+    with contextlib.suppress(EOFError):
+        while True:
+            steps[connection.recv()]()
+            if args.device != "cpu":
+                torch.cuda.synchronize()
+            connection.send(None)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, nargs=2, default=(480, 640), metavar=("H", "W"), help="of the images")
@@ -149,35 +222,24 @@ def main() -> None:
     parser.add_argument("--boxes", type=int, default=8, help="objects an image")
     parser.add_argument("--repeats", type=int, default=5, help="timed turns of each")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--operators", action="store_true", help="compare detlab's operators, not its models")
     args = parser.parse_args()
 
-    images, boxes, classes = make_inputs(args.batch, *args.size, args.boxes, args.device)
-    own, other = detlab_model(args.device), torchvision_model(args.device, *args.size)
-    damp_residuals(own)
-    damp_residuals(other)
-    own_batch = detlab_batch(images, boxes, classes)
-    other_images = list(images)
-    other_targets = [{"boxes": b, "labels": c + 1} for b, c in zip(boxes, classes)]
-
-    @torch.no_grad()
-    def own_inference():
-        return own(own_batch)
-
-    @torch.no_grad()
-    def other_inference():
-        return other(other_images)
-
-    own_training = training_step(lambda: own(own_batch), own)
-    other_training = training_step(lambda: other(other_images, other_targets), other)
-    rows = {"training": (own_training, other_training), "inference": (own_inference, other_inference)}
+    if args.operators:
+        names = ("compiled it/s", "torchvision's it/s")
+        sides = (steps_with_operators("compiled", args), steps_with_operators("torchvision", args))
+        # What takes turns in other processes is timed by this one's clock.
+        timed_on = "cpu"
+    else:
+        names = ("detlab it/s", "torchvision it/s")
+        sides = (own_steps(args), torchvision_steps(args))
+        timed_on = args.device
     print(f"Faster R-CNN R50-FPN, {args.batch} x {args.size[0]} x {args.size[1]}, {args.device}, "
           f"{torch.get_num_threads()} threads, torch {torch.__version__}")  # fmt: skip
-    print(f"{'':12}{'detlab it/s':>14}{'torchvision it/s':>18}{'ratio':>8}")
-    for name, (own_step, other_step) in rows.items():
-        for model in (own, other):
-            model.train(name == "training")
-        own_time, other_time = alternate(own_step, other_step, args.repeats, args.device)
-        print(f"{name:12}{1 / own_time:14.3f}{1 / other_time:18.3f}{other_time / own_time:8.2f}", flush=True)
+    print(f"{'':12}{names[0]:>14}{names[1]:>20}{'ratio':>8}")
+    for name in sides[0]:
+        own_time, other_time = alternate(sides[0][name], sides[1][name], args.repeats, timed_on)
+        print(f"{name:12}{1 / own_time:14.3f}{1 / other_time:20.3f}{other_time / own_time:8.2f}", flush=True)
 
 
 if __name__ == "__main__":
