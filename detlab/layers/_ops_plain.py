@@ -223,9 +223,13 @@ def _area_under_edge(x0: Tensor, y0: Tensor, x1: Tensor, y1: Tensor, half_w: Ten
 def roi_align_rotated(
     input: Tensor, rois: Tensor, output_size: list[int], spatial_scale: float, sampling_ratio: int
 ) -> Tensor:
+    _check_images(rois, len(input))
     wide = _wide(input.dtype)
     cells = input.to(wide).flatten(2).transpose(1, 2).flatten(0, 1)  # (N * H * W, C)
     pooled = torch.zeros((len(rois), input.shape[1], *output_size), dtype=input.dtype, device=input.device)
+    pooled[~rois.isfinite().all(dim=1)] = math.nan
+    if pooled.numel() == 0:
+        return pooled
     for rows, samples, index, weight in _rotated_samples(
         rois.to(wide), input.shape, output_size, spatial_scale, sampling_ratio
     ):
@@ -243,6 +247,7 @@ def roi_align_rotated_backward(
     sampling_ratio: int,
     deterministic: bool,
 ) -> Tensor:
+    _check_images(rois, len(input))
     wide = _wide(input.dtype)
     n, channels, height, width = input.shape
     cells = torch.zeros((n * height * width, channels), dtype=wide, device=input.device)
@@ -265,7 +270,8 @@ def _rotated_samples(rois: Tensor, input_shape, output_size: list[int], spatial_
     """
     _, _, height, width = input_shape
     bins_h, bins_w = output_size
-    geometry = rois[:, 1:5] * spatial_scale
+    is_finite = rois.isfinite().all(dim=1)
+    geometry = torch.where(is_finite[:, None], rois[:, 1:5] * spatial_scale, 0.0)
     center_x, center_y = geometry[:, 0] - 0.5, geometry[:, 1] - 0.5
     turn = torch.deg2rad(rois[:, 5])
     if sampling_ratio > 0:
@@ -275,7 +281,7 @@ def _rotated_samples(rois: Tensor, input_shape, output_size: list[int], spatial_
     for grid_h, grid_w in torch.unique(grids, dim=0).tolist():
         if grid_h < 1 or grid_w < 1:
             continue
-        rows = (grids == grids.new_tensor([grid_h, grid_w])).all(dim=1).nonzero().squeeze(1)
+        rows = ((grids == grids.new_tensor([grid_h, grid_w])).all(dim=1) & is_finite).nonzero().squeeze(1)
         along = _sample_offsets(bins_w, grid_w, geometry[rows, 2])[:, None, :, None, :]
         across = _sample_offsets(bins_h, grid_h, geometry[rows, 3])[:, :, None, :, None]
         cos, sin = turn[rows].cos().view(-1, 1, 1, 1, 1), turn[rows].sin().view(-1, 1, 1, 1, 1)
@@ -324,7 +330,7 @@ def paste_masks(masks: Tensor, boxes: Tensor, height: int, width: int, threshold
 def _stretch(masks: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
     """Masks (N, M, M) sampled at the centers of the image's pixels, 0 outside their boxes -> (N, H, W)."""
     x0, y0, x1, y1 = (side[:, None] for side in boxes.unbind(dim=1))
-    has_area = ((x1 > x0) & (y1 > y0))[..., None]
+    has_area = ((x1 > x0) & (y1 > y0) & boxes.isfinite().all(dim=1)[:, None])[..., None]
     ys = (torch.arange(height, dtype=boxes.dtype, device=boxes.device) + 0.5 - y0) / (y1 - y0) * 2 - 1
     xs = (torch.arange(width, dtype=boxes.dtype, device=boxes.device) + 0.5 - x0) / (x1 - x0) * 2 - 1
     grid = torch.stack((xs[:, None, :].expand(-1, height, -1), ys[:, :, None].expand(-1, -1, width)), dim=-1)

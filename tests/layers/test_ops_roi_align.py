@@ -49,7 +49,8 @@ def tolerance(magnitude, features, rois):
     """Rounding of the values, and of positions on the map, which move weights between neighbours."""
     magnitude = magnitude.nan_to_num(0.0)
     largest = magnitude.max() if magnitude.numel() else 0.0
-    extent = max(max(x.shape[2:]) for x in features)
+    corners = (rois[:, 1:5].double() * SCALES[0]).abs()
+    extent = max(*(max(x.shape[2:]) for x in features), corners[corners.isfinite()].max().item())
     exact = torch.float64 if rois.dtype == torch.float64 and features[0].dtype == torch.float64 else torch.float32
     values = magnitude * torch.finfo(features[0].dtype).eps * 2
     return values + largest * torch.finfo(exact).eps * 4 * extent + 1e-300

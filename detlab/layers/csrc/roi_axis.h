@@ -60,6 +60,55 @@ DETLAB_BOTH inline Axis<C> make_axis(C low, C high, C scale, int64_t bins, int64
   return {start, bin_size, bins, samples_per_bin(bin_size, sampling_ratio), size};
 }
 
+// Narrows [first, last) to the samples `k` for which low <= origin + k * step <= high: a superset by a few.
+template <typename C>
+DETLAB_BOTH inline void narrow_to(C origin, C step, C low, C high, int64_t* first, int64_t* last) {
+  if (step < static_cast<C>(1e-12) && step > static_cast<C>(-1e-12)) return;
+  const C one = (low - origin) / step, other = (high - origin) / step, most = static_cast<C>(*last);
+  const C from = at_most(at_least(one < other ? one : other, static_cast<C>(0)), most);
+  const C to = at_most(at_least(one < other ? other : one, static_cast<C>(0)), most);
+  *first = at_least(static_cast<int64_t>(from) - 4, *first);
+  *last = at_most(static_cast<int64_t>(to) + 4, *last);
+}
+
+// The samples of a bin of a rotated region that can lie on the map, for a region of any size to cost no more than the
+// map. Bins of few samples are not looked at.
+template <typename C>
+struct TurnedBin {
+  C center_x, center_y, cos, sin;  // of the region
+  C left, top;                     // the bin's corner, in the region's own directions, from its center
+  C bin_w, bin_h;
+  int64_t grid_h, grid_w, height, width;
+
+  static constexpr int64_t kMany = 64;
+
+  DETLAB_BOTH C across(int64_t i) const {
+    return top + (static_cast<C>(i) + static_cast<C>(0.5)) * bin_h / static_cast<C>(grid_h);
+  }
+  DETLAB_BOTH C along(int64_t j) const {
+    return left + (static_cast<C>(j) + static_cast<C>(0.5)) * bin_w / static_cast<C>(grid_w);
+  }
+
+  DETLAB_BOTH void possible_rows(int64_t* first, int64_t* last) const {
+    *first = 0;
+    *last = grid_h;
+    if (grid_h < kMany) return;
+    const C x0 = (-1 - center_x) * sin, x1 = (static_cast<C>(width) - center_x) * sin;
+    const C y0 = (-1 - center_y) * cos, y1 = (static_cast<C>(height) - center_y) * cos;
+    const C step = bin_h / static_cast<C>(grid_h);
+    narrow_to(across(0), step, at_most(x0, x1) + at_most(y0, y1), at_least(x0, x1) + at_least(y0, y1), first, last);
+  }
+  DETLAB_BOTH void possible_columns(int64_t i, int64_t* first, int64_t* last) const {
+    *first = 0;
+    *last = grid_w;
+    if (grid_w < kMany) return;
+    const C step = bin_w / static_cast<C>(grid_w);
+    const C x = center_x + across(i) * sin + along(0) * cos, y = center_y + across(i) * cos - along(0) * sin;
+    narrow_to(x, step * cos, static_cast<C>(-1), static_cast<C>(width), first, last);
+    narrow_to(y, -step * sin, static_cast<C>(-1), static_cast<C>(height), first, last);
+  }
+};
+
 // A sample between two cells.
 template <typename C>
 struct Sample {

@@ -97,20 +97,6 @@ class CellSums {
   std::vector<int32_t> touched_;
 };
 
-// The samples `k` of [0, count) for which low <= origin + k * step <= high: a superset by a few.
-template <typename C>
-void narrow_to(C origin, C step, C low, C high, int64_t count, int64_t* first, int64_t* last) {
-  if (std::abs(step) < static_cast<C>(1e-12)) return;
-  C from = (low - origin) / step, to = (high - origin) / step;
-  if (from > to) std::swap(from, to);
-  const auto held = [&](C k, int64_t margin) {
-    const C inside = std::min(std::max(k, static_cast<C>(0)), static_cast<C>(count));
-    return std::min(std::max<int64_t>(static_cast<int64_t>(inside) + margin, 0), count);
-  };
-  *first = std::max(*first, held(from, -4));
-  *last = std::min(*last, held(to, 4));
-}
-
 template <typename C, typename T>
 void add_sample(C x, C y, int64_t height, int64_t width, C weight, CellSums<T>& sums) {
   const Sample<C> row = place_sample(y, height), column = place_sample(x, width);
@@ -133,25 +119,28 @@ void find_bins(const C* roi, int64_t height, int64_t width, const RotatedSetting
   const C bin_h = grid.height / static_cast<C>(settings.bins_h), bin_w = grid.width / static_cast<C>(settings.bins_w);
   const C half = static_cast<C>(0.5);
   for (int64_t bin = 0; bin < settings.bins(); ++bin) {
-    const C first_y = -grid.height * half + static_cast<C>(bin / settings.bins_w) * bin_h;
-    const C first_x = -grid.width * half + static_cast<C>(bin % settings.bins_w) * bin_w;
     const C weight = grid.grid_h > 0 && grid.grid_w > 0
                          ? 1 / (static_cast<C>(grid.grid_h) * static_cast<C>(grid.grid_w))
                          : static_cast<C>(0);
-    const C step = grid.grid_w > 0 ? bin_w / static_cast<C>(grid.grid_w) : static_cast<C>(0);
-    for (int64_t i = 0; i < grid.grid_h && grid.grid_w > 0; ++i) {
-      const C across = first_y + (static_cast<C>(i) + half) * bin_h / static_cast<C>(grid.grid_h);
-      const C row_x = across * grid.sin + grid.center_x, row_y = across * grid.cos + grid.center_y;
-      int64_t first = 0, last = grid.grid_w;
-      if (grid.grid_w >= 64) {
-        const C start = first_x + half * step;
-        narrow_to(row_x + start * grid.cos, step * grid.cos, static_cast<C>(-1), static_cast<C>(width), grid.grid_w,
-                  &first, &last);
-        narrow_to(row_y - start * grid.sin, -step * grid.sin, static_cast<C>(-1), static_cast<C>(height), grid.grid_w,
-                  &first, &last);
-      }
+    const TurnedBin<C> samples = {grid.center_x,
+                                  grid.center_y,
+                                  grid.cos,
+                                  grid.sin,
+                                  -grid.width * half + static_cast<C>(bin % settings.bins_w) * bin_w,
+                                  -grid.height * half + static_cast<C>(bin / settings.bins_w) * bin_h,
+                                  bin_w,
+                                  bin_h,
+                                  grid.grid_h,
+                                  grid.grid_w,
+                                  height,
+                                  width};
+    int64_t first_row, last_row, first, last;
+    samples.possible_rows(&first_row, &last_row);
+    for (int64_t i = first_row; i < last_row && grid.grid_w > 0; ++i) {
+      const C row_x = samples.across(i) * grid.sin + grid.center_x, row_y = samples.across(i) * grid.cos + grid.center_y;
+      samples.possible_columns(i, &first, &last);
       for (int64_t j = first; j < last; ++j) {
-        const C along = first_x + (static_cast<C>(j) + half) * bin_w / static_cast<C>(grid.grid_w);
+        const C along = samples.along(j);
         add_sample(row_x + along * grid.cos, row_y - along * grid.sin, height, width, weight, sums);
       }
     }

@@ -50,7 +50,8 @@ struct Line {
     left = box[0];
     right = box[2];
     y = {false, 0, 0};
-    if (right > left && box[3] > box[1]) y = place_in_mask(row, box[1], box[3], job.rows);
+    const bool is_finite = left - left == 0 && right - right == 0 && box[1] - box[1] == 0 && box[3] - box[3] == 0;
+    if (is_finite && right > left && box[3] > box[1]) y = place_in_mask(row, box[1], box[3], job.rows);
   }
   // The mask's column between two of its rows; 0 around the mask.
   __device__ T mixed(const Job<T>& job, int64_t column) const {

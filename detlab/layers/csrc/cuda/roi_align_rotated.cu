@@ -60,12 +60,17 @@ struct TurnedRegion {
   template <typename Visit>
   __device__ void visit_bin(int bin_y, int bin_x, int64_t height, int64_t width, const Visit& visit) const {
     if (grid_h < 1 || grid_w < 1) return;
-    const C half = static_cast<C>(0.5), share = 1 / (static_cast<C>(grid_h) * static_cast<C>(grid_w));
-    for (int64_t i = 0; i < grid_h; ++i) {
-      const C across = top + static_cast<C>(bin_y) * bin_h + (static_cast<C>(i) + half) * bin_h / static_cast<C>(grid_h);
-      for (int64_t j = 0; j < grid_w; ++j) {
-        const C along =
-            left + static_cast<C>(bin_x) * bin_w + (static_cast<C>(j) + half) * bin_w / static_cast<C>(grid_w);
+    const C share = 1 / (static_cast<C>(grid_h) * static_cast<C>(grid_w));
+    const TurnedBin<C> bin = {center_x, center_y, cos, sin,
+                              left + static_cast<C>(bin_x) * bin_w, top + static_cast<C>(bin_y) * bin_h,
+                              bin_w, bin_h, grid_h, grid_w, height, width};
+    int64_t first_row, last_row, first, last;
+    bin.possible_rows(&first_row, &last_row);
+    for (int64_t i = first_row; i < last_row; ++i) {
+      const C across = bin.across(i);
+      bin.possible_columns(i, &first, &last);
+      for (int64_t j = first; j < last; ++j) {
+        const C along = bin.along(j);
         const Sample<C> row = place_sample(across * cos - along * sin + center_y, height);
         const Sample<C> column = place_sample(across * sin + along * cos + center_x, width);
         if (!row.is_on_map || !column.is_on_map) continue;
