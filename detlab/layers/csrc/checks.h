@@ -136,6 +136,7 @@ inline void check_rotated_pooling(const Tensor& input, const Tensor& rois, const
   check_output_size(output_size);
   STD_TORCH_CHECK(rois.size(0) == 0 || input.numel() > 0 || input.size(1) == 0,
                   "detlab: regions on an empty feature map");
+  STD_TORCH_CHECK(input.size(2) * input.size(3) < (int64_t{1} << 31), "detlab: the feature map is too large");
 }
 
 inline void check_pasting(const Tensor& masks, const Tensor& boxes, int64_t height, int64_t width) {
@@ -144,6 +145,7 @@ inline void check_pasting(const Tensor& masks, const Tensor& boxes, int64_t heig
   check_floating("masks", masks, masks);
   check_floating("boxes", boxes, masks);
   STD_TORCH_CHECK(height >= 0 && width >= 0, "detlab: the image size must not be negative");
+  STD_TORCH_CHECK(masks.size(0) == 0 || (masks.size(1) > 0 && masks.size(2) > 0), "detlab: masks without cells");
 }
 
 // The largest number of type T that is not above the limit: `x > limit` in double is `x > rounded` for every x in T.
