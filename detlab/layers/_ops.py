@@ -106,9 +106,12 @@ def roi_align_levels(
         raise ValueError(f"{len(features)} feature levels but {len(scales)} scales; give one scale for each level")
     if levels is None and len(features) > 1:
         raise ValueError(f"regions on {len(features)} feature levels need 'levels', the level of each")
+    _check("features", features[0], ("N", "C", "H", "W"))
     for feature in features:
-        _check("features", feature, ("N", "C", "H", "W"), like=features[0])
+        _check("features", feature, (*features[0].shape[:2], "H", "W"), like=features[0])
     _check("rois", rois, ("R", 5), near=features[0])
+    for feature in features:
+        _check_cells("features", feature, feature.shape[0], *feature.shape[2:], readers=rois)
     _check_output_size(output_size)
     if levels is not None:
         _check_integers("levels", levels, rois.shape[:1], near=rois)
@@ -135,6 +138,7 @@ def roi_align_rotated(
     """
     _check("input", input, ("N", "C", "H", "W"))
     _check("rois", rois, ("R", 6), near=input)
+    _check_cells("input", input, input.shape[0], *input.shape[2:], readers=rois)
     _check_output_size(output_size)
     return torch.ops.detlab.roi_align_rotated(input, rois, list(output_size), spatial_scale, sampling_ratio)
 
@@ -185,6 +189,8 @@ def nms_fixed(
     _check("boxes", boxes, ("N", "B", 4))
     _check("scores", scores, boxes.shape[:2], near=boxes)
     _check_integers("classes", classes, boxes.shape[:2], near=boxes)
+    if max_output < 0:
+        raise ValueError(f"max_output must not be negative, got {max_output}")
     return torch.ops.detlab.nms_fixed(boxes, scores, classes, iou_threshold, max_output)
 
 
@@ -209,7 +215,10 @@ def paste_masks(masks: Tensor, boxes: Tensor, image_size: Sequence[int], thresho
     """
     _check("masks", masks, ("N", "M", "M"))
     _check("boxes", boxes, (masks.shape[0], 4), near=masks)
+    _check_cells("masks", masks, *masks.shape[1:], readers=masks)
     height, width = image_size
+    if height < 0 or width < 0:
+        raise ValueError(f"image_size must be a height and width that are not negative, got {tuple(image_size)}")
     return torch.ops.detlab.paste_masks(masks, boxes, height, width, threshold)
 
 
@@ -257,6 +266,12 @@ def _check_candidates(boxes: Tensor, scores: Tensor, classes: Tensor | None, box
     _check("scores", scores, boxes.shape[:1], near=boxes)
     if classes is not None:
         _check_integers("idxs", classes, boxes.shape[:1], near=boxes)
+
+
+def _check_cells(name: str, tensor: Tensor, *sizes: int, readers: Tensor) -> None:
+    # The number of readers comes last: it may be unknown while a model is compiled.
+    if any(size == 0 for size in sizes) and readers.shape[0] > 0:
+        raise ValueError(f"'{name}' has no cells to read for {readers.shape[0]} entries, its shape is {tuple(tensor.shape)}")
 
 
 def _check_output_size(output_size: Sequence[int]) -> None:
@@ -326,6 +341,17 @@ def _grad_of_levels(ctx, grad):
     return grads, None, None, None, None, None, None
 
 
+def _save_levels_backward(ctx, inputs, output) -> None:
+    _, _, rois, levels, *ctx.settings, _ = inputs
+    ctx.save_for_backward(rois, levels)
+
+
+def _grad_of_levels_backward(ctx, grads):
+    """The backward is linear in the gradient that it spreads; what comes back to it is pooled."""
+    pooled = torch.ops.detlab.roi_align_levels(grads, *ctx.saved_tensors, *ctx.settings)
+    return pooled, [None] * len(grads), *[None] * 7
+
+
 def _save_rotated(ctx, inputs, output) -> None:
     input, rois, *ctx.settings = inputs
     ctx.save_for_backward(input, rois)
@@ -336,6 +362,16 @@ def _grad_of_rotated(ctx, grad):
     deterministic = torch.are_deterministic_algorithms_enabled()
     result = torch.ops.detlab.roi_align_rotated_backward(grad, input, rois, *ctx.settings, deterministic)
     return result, None, None, None, None
+
+
+def _save_rotated_backward(ctx, inputs, output) -> None:
+    _, _, rois, *ctx.settings, _ = inputs
+    ctx.save_for_backward(rois)
+
+
+def _grad_of_rotated_backward(ctx, grad):
+    pooled = torch.ops.detlab.roi_align_rotated(grad, *ctx.saved_tensors, *ctx.settings)
+    return pooled, *[None] * 6
 
 
 def _plain_kernel(name: str) -> Callable:
@@ -360,7 +396,9 @@ def _register() -> torch.library.Library:
         torch.library.register_fake(f"detlab::{name}", FAKE_KERNELS[name], lib=library)
     for name, backward, setup in (
         ("roi_align_levels", _grad_of_levels, _save_levels),
+        ("roi_align_levels_backward", _grad_of_levels_backward, _save_levels_backward),
         ("roi_align_rotated", _grad_of_rotated, _save_rotated),
+        ("roi_align_rotated_backward", _grad_of_rotated_backward, _save_rotated_backward),
     ):
         torch.library.register_autograd(f"detlab::{name}", backward, setup_context=setup, lib=library)
     return library

@@ -84,9 +84,9 @@ inline void check_pooling(const std::vector<Tensor>& features, const Tensor& roi
   check_output_size(output_size);
   check_shape("rois", rois, {kAnySize, 5});
   check_floating("rois", rois, features[0]);
+  check_shape("features", features[0], {kAnySize, kAnySize, kAnySize, kAnySize});
   for (const Tensor& level : features) {
-    check_shape("features", level, {features[0].dim() == 4 ? features[0].size(0) : 0, features[0].size(1), kAnySize,
-                                    kAnySize});
+    check_shape("features", level, {features[0].size(0), features[0].size(1), kAnySize, kAnySize});
     check_floating("features", level, features[0]);
     STD_TORCH_CHECK(level.scalar_type() == features[0].scalar_type(), "detlab: 'features' mixes types");
     STD_TORCH_CHECK(rois.size(0) == 0 || level.numel() > 0 || level.size(1) == 0, "detlab: regions on an empty feature map");

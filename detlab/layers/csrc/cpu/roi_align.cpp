@@ -279,6 +279,7 @@ std::vector<Tensor> roi_align_levels_backward(Tensor grad, std::vector<Tensor> f
                                               bool /*deterministic: always*/) {
   check_pooling(features, rois, levels, output_size, scales);
   check_shape("grad", grad, {rois.size(0), features[0].size(1), output_size[0], output_size[1]});
+  check_floating("grad", grad, features[0]);
   const PoolSettings settings = {output_size[0], output_size[1], sampling_ratio, aligned};
   switch (features[0].scalar_type()) {
     case ScalarType::Double:

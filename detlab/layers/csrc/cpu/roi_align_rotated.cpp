@@ -319,6 +319,7 @@ Tensor roi_align_rotated_backward(Tensor grad, Tensor input, Tensor rois, Sizes 
                                   int64_t sampling_ratio, bool /*deterministic: always*/) {
   check_rotated_pooling(input, rois, output_size);
   check_shape("grad", grad, {rois.size(0), input.size(1), output_size[0], output_size[1]});
+  check_floating("grad", grad, input);
   const Tensor exact = as_type(rois, wide_type(rois.scalar_type()));
   const Tensor dense = as_type(grad, input.scalar_type());
   const RotatedSettings settings = {output_size[0], output_size[1], sampling_ratio, spatial_scale};

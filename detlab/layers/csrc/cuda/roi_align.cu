@@ -437,6 +437,7 @@ std::vector<Tensor> roi_align_levels_backward(Tensor grad, std::vector<Tensor> f
                                               int64_t sampling_ratio, bool aligned, bool deterministic) {
   check_pooling(features, rois, levels, output_size, scales);
   check_shape("grad", grad, {rois.size(0), features[0].size(1), output_size[0], output_size[1]});
+  check_floating("grad", grad, features[0]);
   const Launch launch(features[0]);
   const Regions regions(rois, levels);
   const ScalarType type = features[0].scalar_type();
