@@ -70,19 +70,17 @@ def test_any_number_of_boxes(ops, count):
     check_nms(ops, boxes, scores, random_classes(count), 0.4)
 
 
-@pytest.mark.parametrize("ops", ["cpu", "plain", "cuda"], indirect=True)
 @pytest.mark.parametrize("num_classes", [1, 30])
 def test_thousands_of_boxes(ops, num_classes):
     """More than are settled together."""
-    boxes = random_boxes(5000) + torch.rand(5000, 1, generator=seeded(8), dtype=torch.float64) * 400
-    check_nms(ops, boxes.float(), random_scores(5000), random_classes(5000, num_classes), 0.5)
+    boxes = random_boxes(4400) + torch.rand(4400, 1, generator=seeded(8), dtype=torch.float64) * 400
+    check_nms(ops, boxes.float(), random_scores(4400), random_classes(4400, num_classes), 0.5)
 
 
-@pytest.mark.parametrize("ops", ["cpu", "plain", "cuda"], indirect=True)
 def test_thousands_of_boxes_that_all_stay(ops):
-    corners = torch.arange(4500.0)[:, None] * 2
+    corners = torch.arange(4200.0)[:, None] * 2
     boxes = torch.cat([corners, corners, corners + 1, corners + 1], dim=1)
-    scores = random_scores(4500)
+    scores = random_scores(4200)
     assert ops.nms(boxes, scores, None, 0.5).tolist() == scores.argsort(descending=True, stable=True).tolist()
 
 
@@ -258,10 +256,11 @@ def test_fixed_form_takes_any_number_of_boxes(ops, num_boxes):
     check_fixed(ops, *padded_batch((num_boxes, num_boxes // 2), num_boxes), 0.5, num_boxes // 2 + 1)
 
 
-@pytest.mark.parametrize("ops", ["cpu", "plain", "cuda"], indirect=True)
-def test_fixed_form_takes_thousands_of_boxes(ops):
-    boxes, scores, classes = padded_batch((3000, 2500), 3000)
-    check_fixed(ops, boxes, scores, classes, 0.7, 500)
+@pytest.mark.parametrize("max_output", [300, 4300])
+def test_fixed_form_takes_thousands_of_boxes(ops, max_output):
+    """More than are settled together in one image, fewer in the others."""
+    boxes, scores, classes = padded_batch((4300, 90, 0), 4300)
+    check_fixed(ops, boxes * 5, scores, classes, 0.5, max_output)
 
 
 def test_fixed_form_of_boxes_that_all_overlap(ops):
