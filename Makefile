@@ -4,13 +4,18 @@ PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
+OPERATORS := $(wildcard detlab/layers/csrc/*.h detlab/layers/csrc/*/*)
 QUICKSTART_DIR ?= output/quickstart
+# A torch other than the one in .venv, for `make test-torch`.
+TORCH ?= 2.13.0
+TORCH_VENV := $(VENV)-torch-$(TORCH)
+TORCH_PY := $(TORCH_VENV)/bin/python
 
-.PHONY: install quickstart test lint clean
+.PHONY: install quickstart test test-torch lint clean
 
 install: $(INSTALLED)
 
-$(INSTALLED): pyproject.toml setup.py
+$(INSTALLED): pyproject.toml setup.py $(OPERATORS)
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check torch torchvision "setuptools>=77"
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable ".[draw,tensorboard,test,lint]"
@@ -31,5 +36,18 @@ lint: $(INSTALLED)
 test: $(INSTALLED) lint
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
 
+# The library that .venv's torch built must serve another one as it is: there is no compiler, and its hash is compared.
+test-torch: $(INSTALLED) $(TORCH_VENV)/.installed
+	sha256sum detlab/layers/libdetlab_cpu-*.so > $(TORCH_VENV)/built.sha256
+	CXX=none DETLAB_OPS=compiled OMP_NUM_THREADS=1 \
+		$(TORCH_PY) -m pytest -n 2 -o addopts="-m 'not slow'" tests/layers/test_nms.py tests/layers/test_roi_align.py \
+		$(filter-out %_build.py %_library.py,$(wildcard tests/layers/test_ops_*.py))
+	sha256sum --check $(TORCH_VENV)/built.sha256
+
+$(TORCH_VENV)/.installed:
+	$(PYTHON) -m venv $(TORCH_VENV)
+	$(TORCH_PY) -m pip install --quiet --disable-pip-version-check torch==$(TORCH) numpy pytest pytest-xdist
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-torch-* build dist *.egg-info

@@ -151,15 +151,23 @@ def _torch_version(torch_dir: Path) -> tuple[int, int]:
 
 def is_whole(library: Path) -> bool:
     """Whether a library is all there. To load one that was cut short kills the process instead of raising an error."""
-    if not library.is_file():
+    try:
+        content = library.read_bytes()
+        return content[:5] == b"\x7fELF\x02" and len(content) >= _elf_size(content)
+    except (FileNotFoundError, struct.error):
         return False
-    with library.open("rb") as file:
-        header = file.read(64)
-    if len(header) < 64 or header[:6] != b"\x7fELF\x02\x01":  # 64 bits, little-endian
-        return False
-    # The table of sections is what a linker writes last: its offset, and the size and number of its entries.
-    (offset,), (size, count) = struct.unpack_from("<Q", header, 40), struct.unpack_from("<HH", header, 58)
-    return library.stat().st_size >= offset + size * count
+
+
+def _elf_size(content: bytes) -> int:
+    """Where the last segment of a 64-bit ELF file ends, or the table of sections behind it."""
+    order = "<" if content[5:6] == b"\x01" else ">"
+    segments_at, sections_at = struct.unpack_from(f"{order}QQ", content, 32)
+    segment_size, num_segments, section_size, num_sections = struct.unpack_from(f"{order}HHHH", content, 54)
+    ends = [sections_at + section_size * num_sections]
+    for index in range(num_segments):
+        _, _, offset, _, _, size = struct.unpack_from(f"{order}IIQQQQ", content, segments_at + index * segment_size)
+        ends.append(offset + size)
+    return max(ends)
 
 
 def build_cpu(target: Path) -> None:

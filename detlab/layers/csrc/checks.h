@@ -136,6 +136,7 @@ inline void check_rotated_pooling(const Tensor& input, const Tensor& rois, const
   check_output_size(output_size);
   STD_TORCH_CHECK(rois.size(0) == 0 || input.numel() > 0 || input.size(1) == 0,
                   "detlab: regions on an empty feature map");
+  STD_TORCH_CHECK(input.size(2) * input.size(3) < (int64_t{1} << 31), "detlab: the feature map is too large");
 }
 
 inline void check_pasting(const Tensor& masks, const Tensor& boxes, int64_t height, int64_t width) {

@@ -17,6 +17,9 @@ namespace detlab {
 constexpr int64_t kHugePage = int64_t{2} << 20;
 constexpr int64_t kLargeResult = 2 * kHugePage;
 
+// Tensors from this size on are written around the caches, which could not hold them until they are read.
+constexpr int64_t kStreamedTensor = int64_t{16} << 20;
+
 struct LargeBlock {
   void* data;
   int64_t bytes;
@@ -40,6 +43,10 @@ inline int64_t bytes_per_number(ScalarType type) {
     default:
       return 1;
   }
+}
+
+inline bool is_streamed(const Tensor& tensor) {
+  return tensor.numel() * bytes_per_number(tensor.scalar_type()) >= kStreamedTensor;
 }
 
 // Not set to anything. `strides` must be those of a dense tensor.
@@ -77,6 +84,13 @@ inline Tensor new_result_like(const Tensor& map) {
   }
   const auto sizes = map.sizes(), strides = map.strides();
   return new_large_tensor(map, {sizes.begin(), sizes.end()}, {strides.begin(), strides.end()}, map.scalar_type());
+}
+
+// Asks for memory that is needed soon and that the processor does not see coming.
+template <typename T>
+void prefetch(const T* data, int64_t count) {
+  const char* bytes = reinterpret_cast<const char*>(data);
+  for (int64_t k = 0; k < count * static_cast<int64_t>(sizeof(T)); k += kLineBytes) __builtin_prefetch(bytes + k);
 }
 
 // Numbers on cache-line boundaries, not set to anything.

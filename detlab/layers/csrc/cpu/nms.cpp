@@ -21,13 +21,6 @@ constexpr int64_t kBlock = 256;
 constexpr int64_t kPairsPerTask = 1 << 18;
 constexpr int64_t kLargeGroup = 2048;
 
-// The largest number of type T that is not above the limit: `x > limit` in double is `x > rounded` for every x in T.
-template <typename T>
-T round_down(double limit) {
-  const T rounded = static_cast<T>(limit);
-  return static_cast<double>(rounded) > limit ? std::nextafter(rounded, -std::numeric_limits<T>::infinity()) : rounded;
-}
-
 // Candidates of one class, best first.
 struct Group {
   int64_t first, last;  // positions in Candidates::order
@@ -244,16 +237,6 @@ Tensor nms_of(const Tensor& boxes, const Tensor& scores, const std::optional<Ten
   return result;
 }
 
-void check_candidates(const Tensor& boxes, const Tensor& scores, const std::optional<Tensor>& classes, int64_t size) {
-  check_shape("boxes", boxes, {kAnySize, size});
-  check_shape("scores", scores, {boxes.size(0)});
-  check_floating("boxes", boxes, boxes);
-  check_floating("scores", scores, boxes);
-  if (!classes.has_value()) return;
-  check_shape("classes", *classes, {boxes.size(0)});
-  check_integers("classes", *classes, boxes);
-}
-
 template <typename T>
 void nms_fixed_of(const Tensor& boxes, const Tensor& scores, const int64_t* classes, double iou_threshold,
                   int64_t max_output, int64_t* indices, int64_t* counts) {
@@ -296,13 +279,7 @@ Tensor nms_rotated(Tensor boxes, Tensor scores, std::optional<Tensor> classes, d
 
 std::tuple<Tensor, Tensor> nms_fixed(Tensor boxes, Tensor scores, Tensor classes, double iou_threshold,
                                      int64_t max_output) {
-  check_shape("boxes", boxes, {kAnySize, kAnySize, 4});
-  check_shape("scores", scores, {boxes.size(0), boxes.size(1)});
-  check_shape("classes", classes, {boxes.size(0), boxes.size(1)});
-  check_floating("boxes", boxes, boxes);
-  check_floating("scores", scores, boxes);
-  check_integers("classes", classes, boxes);
-  STD_TORCH_CHECK(max_output >= 0, "detlab: 'max_output' must not be negative, got ", max_output);
+  check_candidate_batch(boxes, scores, classes, max_output);
   const Tensor exact = as_type(boxes, wide_type(boxes.scalar_type()));
   const Tensor exact_scores = as_type(scores, wide_type(scores.scalar_type()));
   const Tensor dense_classes = as_type(classes, ScalarType::Long);
@@ -315,10 +292,7 @@ std::tuple<Tensor, Tensor> nms_fixed(Tensor boxes, Tensor scores, Tensor classes
 }
 
 Tensor box_iou_rotated(Tensor boxes1, Tensor boxes2) {
-  check_shape("boxes1", boxes1, {kAnySize, 5});
-  check_shape("boxes2", boxes2, {kAnySize, 5});
-  check_floating("boxes1", boxes1, boxes1);
-  check_floating("boxes2", boxes2, boxes1);
+  check_rotated_pairs(boxes1, boxes2);
   const ScalarType wide = wide_type(boxes1.scalar_type());
   const Tensor exact1 = as_type(boxes1, wide), exact2 = as_type(boxes2, wide);
   const int64_t rows = boxes1.size(0), columns = boxes2.size(0);

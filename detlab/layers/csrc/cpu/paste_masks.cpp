@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "../kernels.h"
+#include "../mask_axis.h"
 #include "memory.h"
 #include "parallel.h"
 #include "simd.h"
@@ -21,12 +22,6 @@ struct Stretch {
   std::vector<int32_t> left;
   std::vector<T> share;
 };
-
-template <typename T>
-T position_in_mask(int64_t pixel, T low, T high, int64_t cells) {
-  const T across = (static_cast<T>(pixel) + static_cast<T>(0.5) - low) / (high - low) * 2 - 1;
-  return ((across + 1) * static_cast<T>(cells) - 1) / 2;
-}
 
 template <typename T>
 int64_t clipped(T pixel, int64_t size) {
@@ -124,12 +119,7 @@ void paste_all(const Tensor& masks, const Tensor& boxes, const Canvas<T>& canvas
 }  // namespace
 
 Tensor paste_masks(Tensor masks, Tensor boxes, int64_t height, int64_t width, double threshold) {
-  check_shape("masks", masks, {kAnySize, kAnySize, kAnySize});
-  check_shape("boxes", boxes, {masks.size(0), 4});
-  check_floating("masks", masks, masks);
-  check_floating("boxes", boxes, masks);
-  STD_TORCH_CHECK(height >= 0 && width >= 0, "detlab: the image size must not be negative");
-  STD_TORCH_CHECK(masks.size(0) == 0 || (masks.size(1) > 0 && masks.size(2) > 0), "detlab: masks without cells");
+  check_pasting(masks, boxes, height, width);
   const ScalarType wide = wide_type(masks.scalar_type());
   const Tensor exact = as_type(masks, wide), exact_boxes = as_type(boxes, wide);
   const Tensor result =

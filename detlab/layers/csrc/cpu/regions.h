@@ -20,8 +20,10 @@ struct Map {
   S* data;
   int64_t channels, height, width;
   int64_t channel_stride, row_stride, column_stride;
+  bool is_streamed;  // where written
 
-  bool is_dense_in_rows() const { return column_stride == 1 && row_stride == width; }
+  // All its positions are equally far apart.
+  bool is_one_row() const { return row_stride == width * column_stride; }
   // A cell can be read where it is: its channels lie together and whole groups of them fill cells.
   bool holds_cells() const { return channel_stride == 1 && channels % kLanes<S> == 0; }
 };
@@ -35,7 +37,8 @@ Map<S> map_of(const Tensor& features, int64_t image) {
           features.size(3),
           features.stride(1),
           features.stride(2),
-          features.stride(3)};
+          features.stride(3),
+          is_streamed(features)};
 }
 
 // Half-open rectangle of cells.
@@ -58,6 +61,13 @@ struct Window {
   }
 };
 
+// With the columns that are missing to whole rows, where those are few: a window of whole rows passes in one piece.
+template <typename S>
+Window in_whole_rows(Window window, const Map<S>& map) {
+  if (!map.is_one_row() || window.width() * 8 < map.width * 7) return window;
+  return {window.top, window.bottom, 0, map.width};
+}
+
 template <typename S>
 int channels_in_cell(const Map<S>& map, int64_t first_channel) {
   return static_cast<int>(std::min<int64_t>(kLanes<typename Storage<S>::Wide>, map.channels - first_channel));
@@ -70,8 +80,8 @@ void pack_window(const Map<S>& map, int64_t first_channel, const Window& window,
   const S* source = map.data + first_channel * map.channel_stride + window.top * map.row_stride +
                     window.left * map.column_stride;
   const auto pack = Storage<S>::kernels().pack;
-  if (map.is_dense_in_rows() && window.width() == map.width) {
-    pack(source, map.channel_stride, 1, window.area(), channels, cells);
+  if (map.is_one_row() && window.width() == map.width) {
+    pack(source, map.channel_stride, map.column_stride, window.area(), channels, cells);
     return;
   }
   for (int64_t y = 0; y < window.height(); ++y) {
@@ -85,7 +95,8 @@ template <typename S, typename T>
 void unpack_window(const T* cells, int64_t first_channel, const Window& window, const Map<S>& map) {
   const int channels = channels_in_cell(map, first_channel);
   S* target = map.data + first_channel * map.channel_stride;
-  const auto unpack = Storage<S>::kernels().unpack;
+  const auto& kernels = Storage<S>::kernels();
+  const auto unpack = map.is_streamed ? kernels.unpack_streaming : kernels.unpack;
   const auto clear = [&](int64_t row, int64_t first, int64_t last) {
     if (map.column_stride == 1) {
       for (int c = 0; c < channels; ++c) {
@@ -104,8 +115,9 @@ void unpack_window(const T* cells, int64_t first_channel, const Window& window, 
   for (int64_t y = 0; y < top; ++y) clear(y, 0, map.width);
   for (int64_t y = bottom; y < map.height; ++y) clear(y, 0, map.width);
   if (is_empty) return;
-  if (map.is_dense_in_rows() && window.width() == map.width) {
-    unpack(cells, map.channel_stride, 1, window.area(), channels, target + top * map.row_stride);
+  if (map.is_one_row() && window.width() == map.width) {
+    unpack(cells, map.channel_stride, map.column_stride, window.area(), channels, target + top * map.row_stride);
+    simd().finish_streaming();
     return;
   }
   for (int64_t y = top; y < bottom; ++y) {
@@ -114,6 +126,7 @@ void unpack_window(const T* cells, int64_t first_channel, const Window& window, 
     unpack(cells + (y - top) * window.width() * kLanes<T>, map.channel_stride, map.column_stride, window.width(),
            channels, target + y * map.row_stride + window.left * map.column_stride);
   }
+  simd().finish_streaming();
 }
 
 // The regions that read one image of one level.

@@ -31,10 +31,12 @@ struct Plan {
   int64_t bins = 0;
   int64_t most_columns = 1;
 
-  Window window_of(const RegionGroup& group) const {
+  // What the group's regions read together, and some more where that makes it easier to pass on.
+  template <typename S>
+  Window window_of(const RegionGroup& group, const Map<S>& map) const {
     Window window = Window::nothing();
     for (int64_t r : group.regions) window.cover(taps[r].window);
-    return window;
+    return in_whole_rows(window, map);
   }
   int64_t cells_read_by(const RegionGroup& group) const {
     int64_t cells = 0;
@@ -86,17 +88,21 @@ Plan<T> make_plan(const std::vector<Tensor>& features, const Tensor& rois, const
 // The memory that a thread works in.
 template <typename T>
 struct Workspace {
-  Buffer<T> cells, scratch, tile;
+  Buffer<T> cells, scratch, tile, lines;
 
   explicit Workspace(const Plan<T>& plan)
-      : scratch(plan.most_columns * kLanes<T>), tile(plan.bins * kLanes<T>) {}
+      : scratch(plan.most_columns * kLanes<T>), tile(plan.bins * kLanes<T>), lines(plan.bins * kLanes<T>) {}
 };
 
 template <typename S, typename T>
 class Forward {
  public:
-  Forward(const Plan<T>& plan, const std::vector<Tensor>& features, S* output)
-      : plan_(plan), features_(features), output_(output), channels_(features[0].size(1)) {
+  Forward(const Plan<T>& plan, const std::vector<Tensor>& features, const Tensor& output)
+      : plan_(plan),
+        features_(features),
+        output_(static_cast<S*>(output.data_ptr())),
+        is_streamed_(is_streamed(output)),
+        channels_(features[0].size(1)) {
     for (size_t g = 0; g < plan.groups.size(); ++g) add_units(static_cast<int64_t>(g));
     std::stable_sort(units_.begin(), units_.end(), [](const Unit& a, const Unit& b) { return a.cost > b.cost; });
   }
@@ -111,6 +117,7 @@ class Forward {
           } else {
             pool_alone(unit, workspace);
           }
+          simd().finish_streaming();
         });
   }
 
@@ -125,7 +132,7 @@ class Forward {
     const RegionGroup& group = plan_.groups[g];
     const int64_t cells_read = plan_.cells_read_by(group), num_regions = static_cast<int64_t>(group.regions.size());
     if (num_regions == 0) return;
-    const int64_t packed = plan_.window_of(group).area();
+    const int64_t packed = plan_.window_of(group, map_of<S>(features_[group.level], group.image)).area();
     if (kPackingAlone * cells_read > packed) {
       for (int64_t first = 0; first < channels_; first += kLanes<T>) {
         units_.push_back({g, first, first + kLanes<T>, true, packed + cells_read});
@@ -146,7 +153,7 @@ class Forward {
   void pool_shared(const Unit& unit, Workspace<T>& workspace) const {
     const RegionGroup& group = plan_.groups[unit.group];
     const Map<S> map = map_of<S>(features_[group.level], group.image);
-    const Window window = plan_.window_of(group);
+    const Window window = plan_.window_of(group, map);
     T* cells = workspace.cells.reserve(window.area() * kLanes<T>);
     pack_window(map, unit.first, window, cells);
     for (int64_t r : group.regions) pool(r, grid_of(cells, window), unit.first, workspace);
@@ -185,13 +192,22 @@ class Forward {
       std::fill(target, target + channels * plan_.bins, static_cast<S>(std::numeric_limits<float>::quiet_NaN()));
       return;
     }
-    pool_kernels<T>().forward(plan_.taps[r].view(), cells, workspace.scratch.get(), workspace.tile.get());
-    Storage<S>::kernels().unpack(workspace.tile.get(), plan_.bins, 1, plan_.bins, channels, target);
+    T* tile = workspace.tile.get();
+    pool_kernels<T>().forward(plan_.taps[r].view(), cells, workspace.scratch.get(), tile);
+    if (!is_streamed_) {
+      Storage<S>::kernels().unpack(tile, plan_.bins, 1, plan_.bins, channels, target);
+      return;
+    }
+    // The rows of a result seldom fill lines, all of them together do.
+    S* lines = reinterpret_cast<S*>(workspace.lines.get());
+    Storage<S>::kernels().unpack(tile, plan_.bins, 1, plan_.bins, channels, lines);
+    simd().stream(lines, target, channels * plan_.bins * static_cast<int64_t>(sizeof(S)));
   }
 
   const Plan<T>& plan_;
   const std::vector<Tensor>& features_;
   S* output_;
+  const bool is_streamed_;
   const int64_t channels_;
   std::vector<Unit> units_;
 };
@@ -199,15 +215,18 @@ class Forward {
 template <typename S, typename T>
 void add_gradients(const Plan<T>& plan, const RegionGroup& group, const S* grad, const Map<S>& map, int64_t channel,
                    Workspace<T>& workspace) {
-  const Window window = plan.window_of(group);
+  const Window window = plan.window_of(group, map);
   const int64_t row_stride = window.width() * kLanes<T>;
   T* cells = workspace.cells.reserve(window.area() * kLanes<T>);
   std::fill(cells, cells + window.area() * kLanes<T>, static_cast<T>(0));
   const CellGrid<T> grid = {cells - window.top * row_stride - window.left * kLanes<T>, row_stride, kLanes<T>};
-  for (int64_t r : group.regions) {
+  const int channels = channels_in_cell(map, channel);
+  const auto grad_of = [&](int64_t r) { return grad + (r * map.channels + channel) * plan.bins; };
+  for (size_t i = 0; i < group.regions.size(); ++i) {
+    const int64_t r = group.regions[i];
+    if (i + 1 < group.regions.size()) prefetch(grad_of(group.regions[i + 1]), channels * plan.bins);
     if (!plan.taps[r].is_finite) continue;
-    Storage<S>::kernels().pack(grad + (r * map.channels + channel) * plan.bins, plan.bins, 1, plan.bins,
-                               channels_in_cell(map, channel), workspace.tile.get());
+    Storage<S>::kernels().pack(grad_of(r), plan.bins, 1, plan.bins, channels, workspace.tile.get());
     pool_kernels<T>().backward(plan.taps[r].view(), workspace.tile.get(), workspace.scratch.get(), grid);
   }
   unpack_window(cells, channel, window, map);
@@ -234,7 +253,7 @@ Tensor forward_of(const std::vector<Tensor>& features, const Tensor& rois, const
   Sizes shape = {rois.size(0), features[0].size(1), settings.bins_h, settings.bins_w};
   const Tensor output = new_result(features[0], shape, features[0].scalar_type());
   S* numbers = static_cast<S*>(output.data_ptr());
-  Forward<S, T>(plan, features, numbers).run();
+  Forward<S, T>(plan, features, output).run();
   const int64_t numbers_per_region = features[0].size(1) * plan.bins;
   for (int64_t r : plan.strays) {
     std::fill(numbers + r * numbers_per_region, numbers + (r + 1) * numbers_per_region, static_cast<S>(0));

@@ -275,18 +275,6 @@ void backward(const S* grad, const C* rois, int64_t num_rois, const RotatedSetti
   }
 }
 
-void check_rotated(const Tensor& input, const Tensor& rois, const Sizes& output_size) {
-  check_shape("input", input, {kAnySize, kAnySize, kAnySize, kAnySize});
-  check_shape("rois", rois, {kAnySize, 6});
-  check_floating("input", input, input);
-  check_floating("rois", rois, input);
-  STD_TORCH_CHECK(output_size.size() == 2 && output_size[0] > 0 && output_size[1] > 0,
-                  "detlab: 'output_size' must be a positive height and width");
-  STD_TORCH_CHECK(rois.size(0) == 0 || input.numel() > 0 || input.size(1) == 0,
-                  "detlab: regions on an empty feature map");
-  STD_TORCH_CHECK(input.size(2) * input.size(3) < (int64_t{1} << 31), "detlab: the feature map is too large");
-}
-
 // Calls `run(zero of the input's type, zero of the regions' type)`.
 template <typename Run>
 void with_types(const Tensor& input, const Tensor& rois, const Run& run) {
@@ -313,7 +301,7 @@ void with_types(const Tensor& input, const Tensor& rois, const Run& run) {
 }  // namespace
 
 Tensor roi_align_rotated(Tensor input, Tensor rois, Sizes output_size, double spatial_scale, int64_t sampling_ratio) {
-  check_rotated(input, rois, output_size);
+  check_rotated_pooling(input, rois, output_size);
   const Tensor exact = as_type(rois, wide_type(rois.scalar_type()));
   const RotatedSettings settings = {output_size[0], output_size[1], sampling_ratio, spatial_scale};
   const Tensor output =
@@ -329,7 +317,7 @@ Tensor roi_align_rotated(Tensor input, Tensor rois, Sizes output_size, double sp
 
 Tensor roi_align_rotated_backward(Tensor grad, Tensor input, Tensor rois, Sizes output_size, double spatial_scale,
                                   int64_t sampling_ratio, bool /*deterministic: always*/) {
-  check_rotated(input, rois, output_size);
+  check_rotated_pooling(input, rois, output_size);
   check_shape("grad", grad, {rois.size(0), input.size(1), output_size[0], output_size[1]});
   check_floating("grad", grad, input);
   const Tensor exact = as_type(rois, wide_type(rois.scalar_type()));

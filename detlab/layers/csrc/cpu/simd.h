@@ -67,6 +67,10 @@ struct PackKernels {
                T* cells);
   void (*unpack)(const T* cells, int64_t channel_stride, int64_t position_stride, int64_t positions, int channels,
                  S* target);
+  // The same for a target too large for the caches: where whole lines are written they go around them, which spares
+  // reading them first. finish_streaming() must follow.
+  void (*unpack_streaming)(const T* cells, int64_t channel_stride, int64_t position_stride, int64_t positions,
+                           int channels, S* target);
 };
 
 // Candidates for suppression as planes of numbers: x1, y1, x2, y2, area; or center x, y, half width, half height,
@@ -95,6 +99,10 @@ struct PasteKernels {
 
 struct SimdKernels {
   const char* name;
+  // Copies around the caches; finish_streaming() must follow.
+  void (*stream)(const void* source, void* target, int64_t bytes);
+  // Lets the other threads see what was streamed.
+  void (*finish_streaming)();
   PoolKernels<float> pool_float;
   PoolKernels<double> pool_double;
   PackKernels<float, float> pack_float;

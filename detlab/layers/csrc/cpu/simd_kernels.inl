@@ -109,6 +109,43 @@ DETLAB_INLINE void store_narrow(S* target, Vec<float> v) {
   for (int lane = 0; lane < kWidth<float>; ++lane) target[lane] = static_cast<S>(v[lane]);
 }
 
+// Stores around the caches, of whole lines only: `target` must lie on the boundary of one.
+#if DETLAB_VECTOR_BYTES == 64
+DETLAB_INLINE void stream_line(const void* source, void* target) {
+  _mm512_stream_si512(static_cast<__m512i*>(target), _mm512_loadu_si512(source));
+}
+#elif DETLAB_VECTOR_BYTES == 32
+DETLAB_INLINE void stream_line(const void* source, void* target) {
+  const __m256i* from = static_cast<const __m256i*>(source);
+  __m256i* to = static_cast<__m256i*>(target);
+  const __m256i first = _mm256_loadu_si256(from), second = _mm256_loadu_si256(from + 1);
+  _mm256_stream_si256(to, first);
+  _mm256_stream_si256(to + 1, second);
+}
+#else
+DETLAB_INLINE void stream_line(const void* source, void* target) { std::memcpy(target, source, kLineBytes); }
+#endif
+
+void finish_streaming() {
+#if DETLAB_VECTOR_BYTES > 16
+  _mm_sfence();
+#endif
+}
+
+DETLAB_INLINE int64_t bytes_to_next_line(const void* data) {
+  return static_cast<int64_t>(-reinterpret_cast<uintptr_t>(data) % kLineBytes);
+}
+
+void stream(const void* source, void* target, int64_t bytes) {
+  const char* from = static_cast<const char*>(source);
+  char* to = static_cast<char*>(target);
+  const int64_t head = bytes_to_next_line(to) < bytes ? bytes_to_next_line(to) : bytes;
+  std::memcpy(to, from, head);
+  int64_t k = head;
+  for (; k + kLineBytes <= bytes; k += kLineBytes) stream_line(from + k, to + k);
+  std::memcpy(to + k, from + k, bytes - k);
+}
+
 // Pooling.
 
 template <int COLUMNS, typename T>
@@ -279,7 +316,7 @@ DETLAB_INLINE void pack_square(const S* source, int64_t channel_stride, int chan
   }
 }
 
-template <typename S, typename T>
+template <bool STREAMS, typename S, typename T>
 DETLAB_INLINE void unpack_square(const T* cells, int64_t channel_stride, int channels, S* target) {
 #pragma GCC unroll 4
   for (int part = 0; part < kParts; ++part) {
@@ -290,7 +327,12 @@ DETLAB_INLINE void unpack_square(const T* cells, int64_t channel_stride, int cha
 #pragma GCC unroll 16
     for (int k = 0; k < kWidth<T>; ++k) {
       const int channel = part * kWidth<T> + k;
-      if (channel < channels) store_narrow(target + channel * channel_stride, square[k]);
+      if (channel >= channels) continue;
+      if (STREAMS) {
+        stream_line(&square[k], target + channel * channel_stride);
+      } else {
+        store_narrow(target + channel * channel_stride, square[k]);
+      }
     }
   }
 }
@@ -310,12 +352,25 @@ DETLAB_INLINE void pack_squares(const S* source, int64_t channel_stride, int64_t
   }
 }
 
+// Whether the rows of a square begin on lines and fill them.
 template <typename S, typename T>
+DETLAB_INLINE bool fills_lines(int64_t channel_stride, const S* target) {
+  return kParts == 1 && sizeof(S) == sizeof(T) && bytes_to_next_line(target) == 0 &&
+         channel_stride * static_cast<int64_t>(sizeof(S)) % kLineBytes == 0;
+}
+
+template <bool STREAMS, typename S, typename T>
 DETLAB_INLINE void unpack_squares(const T* cells, int64_t channel_stride, int64_t positions, int channels, S* target) {
   constexpr int width = kWidth<T>;
-  for (int64_t p = 0; p < positions; p += width) {
+  int64_t p = 0;
+  if (STREAMS && fills_lines<S, T>(channel_stride, target)) {
+    for (; p + width <= positions; p += width) {
+      unpack_square<kParts == 1>(cells + p * kLanes<T>, channel_stride, channels, target + p);
+    }
+  }
+  for (; p < positions; p += width) {
     const int64_t start = p + width <= positions ? p : positions - width;
-    unpack_square(cells + start * kLanes<T>, channel_stride, channels, target + start);
+    unpack_square<false>(cells + start * kLanes<T>, channel_stride, channels, target + start);
   }
 }
 
@@ -345,18 +400,24 @@ void pack(const S* source, int64_t channel_stride, int64_t position_stride, int6
   }
 }
 
-template <typename S, typename T>
+template <bool STREAMS, typename S, typename T>
 void unpack(const T* cells, int64_t channel_stride, int64_t position_stride, int64_t positions, int channels,
             S* target) {
   constexpr int lanes = kLanes<T>;
   if (position_stride == 1 && positions >= kWidth<T>) {
     if (channels == lanes) {
-      unpack_squares(cells, channel_stride, positions, lanes, target);
+      unpack_squares<STREAMS>(cells, channel_stride, positions, lanes, target);
     } else {
-      unpack_squares(cells, channel_stride, positions, channels, target);
+      unpack_squares<STREAMS>(cells, channel_stride, positions, channels, target);
     }
   } else if (channel_stride == 1 && channels == lanes) {
+    const bool lines = STREAMS && sizeof(S) == sizeof(T) && bytes_to_next_line(target) == 0 &&
+                       position_stride * static_cast<int64_t>(sizeof(S)) % kLineBytes == 0;
     for (int64_t p = 0; p < positions; ++p) {
+      if (lines) {
+        stream_line(cells + p * lanes, target + p * position_stride);
+        continue;
+      }
 #pragma GCC unroll 4
       for (int part = 0; part < kParts; ++part) {
         store_narrow(target + p * position_stride + part * kWidth<T>, load(cells + p * lanes + part * kWidth<T>));
@@ -559,7 +620,7 @@ void soft_row(const T* line, const int32_t* left, const T* share, int64_t count,
 template <typename T>
 constexpr PoolKernels<T> kPool = {pool_forward<T>, pool_backward<T>, pool_gather<T>, pool_scatter<T>};
 template <typename S, typename T>
-constexpr PackKernels<S, T> kPack = {pack<S, T>, unpack<S, T>};
+constexpr PackKernels<S, T> kPack = {pack<S, T>, unpack<false, S, T>, unpack<true, S, T>};
 template <typename T>
 constexpr BoxKernels<T> kBoxes = {suppress<T>, suppress_rotated<T>, iou_rotated<T>};
 template <typename T>
@@ -569,7 +630,7 @@ constexpr PasteKernels<T> kPaste = {threshold_row<T>, soft_row<T>};
 
 extern const SimdKernels DETLAB_TABLE;
 const SimdKernels DETLAB_TABLE = {
-    DETLAB_NAME,         kPool<float>,           kPool<double>,   kPack<float, float>,
+    DETLAB_NAME, stream, finish_streaming,        kPool<float>,           kPool<double>,   kPack<float, float>,
     kPack<double, double>, kPack<Half, float>,     kPack<BFloat16, float>, kBoxes<float>,
     kBoxes<double>,      kPaste<float>,          kPaste<double>,
 };
