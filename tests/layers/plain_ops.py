@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -208,7 +209,7 @@ def polygon_area(polygon: list) -> float:
     """Of a convex polygon; from its own first corner, so that a distant one loses no digits."""
     x0, y0 = polygon[0] if polygon else (0.0, 0.0)
     rays = [(x - x0, y - y0) for x, y in polygon]
-    return abs(sum(ax * by - ay * bx for (ax, ay), (bx, by) in zip(rays, rays[1:]))) / 2
+    return abs(sum(ax * by - ay * bx for (ax, ay), (bx, by) in pairwise(rays))) / 2
 
 
 def paste_masks(masks: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
@@ -216,7 +217,10 @@ def paste_masks(masks: Tensor, boxes: Tensor, height: int, width: int) -> Tensor
     canvas = torch.zeros((len(masks), height, width), dtype=torch.float64)
     for mask, (x0, y0, x1, y1), image in zip(masks.double(), boxes.double().tolist(), canvas):
         if x1 > x0 and y1 > y0 and all(map(math.isfinite, (x0, y0, x1, y1))):
-            rows, columns = stretch_weights(y0, y1, mask.shape[0], height), stretch_weights(x0, x1, mask.shape[1], width)
+            rows, columns = (
+                stretch_weights(y0, y1, mask.shape[0], height),
+                stretch_weights(x0, x1, mask.shape[1], width),
+            )
             image.copy_(rows @ mask @ columns.T)
     return canvas
 
