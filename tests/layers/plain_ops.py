@@ -31,13 +31,13 @@ def roi_align_levels(
             pooled.append(features[0].new_zeros((features[0].shape[1], *output_size), dtype=torch.float64))
             continue
         feature = features[level].double()[int(image)]
-        weights = [
+        rows, columns = (
             axis_weights(
                 corners[axis], corners[axis + 2], scales[level], bins, feature.shape[-1 - axis], sampling_ratio, aligned
             )
             for axis, bins in ((1, output_size[0]), (0, output_size[1]))
-        ]
-        pooled.append(torch.einsum("ih,jw,chw->cij", *weights, feature))
+        )
+        pooled.append(rows @ (feature @ columns.T))
     return stacked(pooled, features[0], output_size)
 
 
@@ -79,7 +79,7 @@ def roi_align_rotated(
     for image, *region in rois.double().tolist():
         feature = input.double()[int(image)]
         weights = turned_weights(region, feature.shape[1:], output_size, spatial_scale, sampling_ratio)
-        pooled.append(torch.einsum("kp,cp->ck", weights, feature.flatten(1)).unflatten(1, tuple(output_size)))
+        pooled.append((feature.flatten(1) @ weights.T).unflatten(1, tuple(output_size)))
     return stacked(pooled, input, output_size)
 
 
