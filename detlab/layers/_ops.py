@@ -271,7 +271,9 @@ def _check_candidates(boxes: Tensor, scores: Tensor, classes: Tensor | None, box
 def _check_cells(name: str, tensor: Tensor, *sizes: int, readers: Tensor) -> None:
     # The number of readers comes last: it may be unknown while a model is compiled.
     if any(size == 0 for size in sizes) and readers.shape[0] > 0:
-        raise ValueError(f"'{name}' has no cells to read for {readers.shape[0]} entries, its shape is {tuple(tensor.shape)}")
+        raise ValueError(
+            f"'{name}' has no cells to read for {readers.shape[0]} entries, its shape is {tuple(tensor.shape)}"
+        )
 
 
 def _check_output_size(output_size: Sequence[int]) -> None:

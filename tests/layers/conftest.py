@@ -3,6 +3,7 @@
 import functools
 
 import pytest
+import torch
 
 from tests.layers.backends import BACKENDS, Backend
 
@@ -16,3 +17,11 @@ def backend_named(name: str) -> Backend:
 def ops(request) -> Backend:
     """The operators of one backend after the other."""
     return backend_named(request.param)
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request) -> str:
+    """Where the public functions run."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("there is no GPU")
+    return request.param

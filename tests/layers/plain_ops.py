@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -30,13 +31,13 @@ def roi_align_levels(
             pooled.append(features[0].new_zeros((features[0].shape[1], *output_size), dtype=torch.float64))
             continue
         feature = features[level].double()[int(image)]
-        weights = [
+        rows, columns = (
             axis_weights(
                 corners[axis], corners[axis + 2], scales[level], bins, feature.shape[-1 - axis], sampling_ratio, aligned
             )
             for axis, bins in ((1, output_size[0]), (0, output_size[1]))
-        ]
-        pooled.append(torch.einsum("ih,jw,chw->cij", *weights, feature))
+        )
+        pooled.append(rows @ (feature @ columns.T))
     return stacked(pooled, features[0], output_size)
 
 
@@ -78,7 +79,7 @@ def roi_align_rotated(
     for image, *region in rois.double().tolist():
         feature = input.double()[int(image)]
         weights = turned_weights(region, feature.shape[1:], output_size, spatial_scale, sampling_ratio)
-        pooled.append(torch.einsum("kp,cp->ck", weights, feature.flatten(1)).unflatten(1, tuple(output_size)))
+        pooled.append((feature.flatten(1) @ weights.T).unflatten(1, tuple(output_size)))
     return stacked(pooled, input, output_size)
 
 
@@ -208,7 +209,7 @@ def polygon_area(polygon: list) -> float:
     """Of a convex polygon; from its own first corner, so that a distant one loses no digits."""
     x0, y0 = polygon[0] if polygon else (0.0, 0.0)
     rays = [(x - x0, y - y0) for x, y in polygon]
-    return abs(sum(ax * by - ay * bx for (ax, ay), (bx, by) in zip(rays, rays[1:]))) / 2
+    return abs(sum(ax * by - ay * bx for (ax, ay), (bx, by) in pairwise(rays))) / 2
 
 
 def paste_masks(masks: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
@@ -216,7 +217,10 @@ def paste_masks(masks: Tensor, boxes: Tensor, height: int, width: int) -> Tensor
     canvas = torch.zeros((len(masks), height, width), dtype=torch.float64)
     for mask, (x0, y0, x1, y1), image in zip(masks.double(), boxes.double().tolist(), canvas):
         if x1 > x0 and y1 > y0 and all(map(math.isfinite, (x0, y0, x1, y1))):
-            rows, columns = stretch_weights(y0, y1, mask.shape[0], height), stretch_weights(x0, x1, mask.shape[1], width)
+            rows, columns = (
+                stretch_weights(y0, y1, mask.shape[0], height),
+                stretch_weights(x0, x1, mask.shape[1], width),
+            )
             image.copy_(rows @ mask @ columns.T)
     return canvas
 

@@ -9,10 +9,6 @@ import torch
 
 from detlab.layers import _ops
 
-NAMES = (
-    "pooled", "grads", "rotated", "rotated_grad", "kept", "kept_of_classes", "kept_rotated", "fixed", "ious", "hard", "soft"
-)  # fmt: skip
-
 
 def run_every_operator():
     """Enough work for every thread to get a part of it, results by name."""
@@ -34,24 +30,19 @@ def run_every_operator():
     rotated_boxes = torch.cat([rand(3000, 2) * 200, rand(3000, 2) * 30 + 2, rand(3000, 1) * 360], dim=1)
     batch = corners.view(4, 1000, 4), scores.view(4, 1000), classes.view(4, 1000)
     ops = torch.ops.detlab
-    return dict(
-        zip(
-            NAMES,
-            (
-                ops.roi_align_levels(maps, rois, levels, *pooling),
-                ops.roi_align_levels_backward(grad, maps, rois, levels, *pooling, False),
-                ops.roi_align_rotated(maps[0], turned, *turning),
-                ops.roi_align_rotated_backward(grad, maps[0], turned, *turning, False),
-                ops.nms(corners, scores, None, 0.5),
-                ops.nms(corners, scores, classes, 0.5),
-                ops.nms_rotated(rotated_boxes, scores[:3000], None, 0.3),
-                ops.nms_fixed(*batch, 0.5, 300),
-                ops.box_iou_rotated(rotated_boxes[:100], rotated_boxes),
-                ops.paste_masks(rand(20, 28, 28), corners[:20], 150, 201, 0.5),
-                ops.paste_masks(rand(20, 28, 28), corners[:20], 150, 201, -1.0),
-            ),
-        )
-    )
+    return {
+        "pooled": ops.roi_align_levels(maps, rois, levels, *pooling),
+        "grads": ops.roi_align_levels_backward(grad, maps, rois, levels, *pooling, False),
+        "rotated": ops.roi_align_rotated(maps[0], turned, *turning),
+        "rotated grad": ops.roi_align_rotated_backward(grad, maps[0], turned, *turning, False),
+        "kept": ops.nms(corners, scores, None, 0.5),
+        "kept of classes": ops.nms(corners, scores, classes, 0.5),
+        "kept rotated": ops.nms_rotated(rotated_boxes, scores[:3000], None, 0.3),
+        "fixed": ops.nms_fixed(*batch, 0.5, 300),
+        "ious": ops.box_iou_rotated(rotated_boxes[:100], rotated_boxes),
+        "hard": ops.paste_masks(rand(20, 28, 28), corners[:20], 150, 201, 0.5),
+        "soft": ops.paste_masks(rand(20, 28, 28), corners[:20], 150, 201, -1.0),
+    }
 
 
 def as_list(result):
@@ -102,6 +93,8 @@ def test_decisions_do_not_depend_on_the_instruction_set(tmp_path, project_root, 
     for name, result in results_of_one_thread.items():
         for actual, expected in zip(as_list(others[name]), as_list(result)):
             if actual.is_floating_point():
-                torch.testing.assert_close(actual, expected, atol=2e-5, rtol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
+                torch.testing.assert_close(
+                    actual, expected, atol=2e-5, rtol=1e-5, msg=lambda text, n=name: f"{n}: {text}"
+                )
             else:
                 assert torch.equal(actual, expected), name

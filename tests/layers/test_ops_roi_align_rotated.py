@@ -10,9 +10,7 @@ import torch
 
 from detlab.layers import _ops
 from tests.layers import plain_ops
-from tests.layers.test_ops_roi_align import LAYOUTS, REAL_TYPES, assert_near, device, feature_maps, tolerance
-
-__all__ = ["device"]
+from tests.layers.pooling import LAYOUTS, REAL_TYPES, assert_near, feature_maps, tolerance
 
 # Center x y, width, height, angle; sizes whose bins are far from a whole number of cells.
 REGIONS = [
@@ -168,9 +166,9 @@ def test_region_that_is_not_finite_gives_nan_and_no_gradient(ops, value, column)
 def test_region_of_an_image_that_does_not_exist_is_refused(ops, image):
     rois, feature = regions(), feature_maps(num_levels=1)[0]
     rois[2, 0] = image
-    with pytest.raises(RuntimeError, match="region 2 names image .* of a batch of 2"):
+    with pytest.raises(RuntimeError, match=r"region 2 names image .* of a batch of 2"):
         ops.roi_align_rotated(feature, rois, (2, 3), 0.5, 2)
-    with pytest.raises(RuntimeError, match="region 2 names image .* of a batch of 2"):
+    with pytest.raises(RuntimeError, match=r"region 2 names image .* of a batch of 2"):
         ops.roi_align_rotated_backward(torch.zeros(len(rois), 5, 2, 3), feature, rois, (2, 3), 0.5, 2, False)
 
 
@@ -208,7 +206,7 @@ def test_deterministic_backward_gives_the_same_bits_again(ops):
 
 
 @pytest.mark.parametrize("sampling_ratio", [0, 2])
-def test_gradient_equals_finite_differences(device, sampling_ratio):  # noqa: F811
+def test_gradient_equals_finite_differences(device, sampling_ratio):
     feature = feature_maps(torch.float64, channels=2, num_levels=1)[0].to(device).requires_grad_()
     rois = regions(REGIONS[:4], dtype=torch.float64).to(device)
 

@@ -1,6 +1,6 @@
 // Enough of CUDA for the kernels of detlab/layers/csrc/cuda to run, slowly, on the CPU: each thread of a block is a
-// fiber that runs to the next barrier. Fibers take turns in another order after each barrier, so that a kernel that
-// lacks one gives wrong numbers here rather than on a GPU only.
+// fiber that runs to the next barrier. Fibers take turns in another order after each barrier, and from block to block, so
+// that a kernel that lacks one gives wrong numbers here rather than on a GPU only.
 #pragma once
 
 #include <torch/headeronly/util/BFloat16.h>
@@ -81,6 +81,7 @@ inline ucontext_t scheduler;
 inline Fiber* current = nullptr;
 inline const std::function<void()>* body = nullptr;
 inline std::vector<unsigned char> shared_memory;
+inline unsigned num_blocks = 0;  // run so far
 
 inline void enter() {
   (*body)();
@@ -88,7 +89,7 @@ inline void enter() {
   swapcontext(&current->context, &scheduler);
 }
 
-inline void run_block(std::vector<Fiber>& fibers) {
+inline void run_block(std::vector<Fiber>& fibers, bool backwards) {
   const size_t count = fibers.size();
   for (Fiber& fiber : fibers) {
     fiber.is_done = false;
@@ -99,7 +100,7 @@ inline void run_block(std::vector<Fiber>& fibers) {
     makecontext(&fiber.context, enter, 0);
   }
   size_t num_done = 0;
-  for (bool backwards = false; num_done < count; backwards = !backwards) {
+  for (; num_done < count; backwards = !backwards) {
     for (size_t turn = 0; turn < count; ++turn) {
       const size_t index = backwards ? count - 1 - turn : turn;
       Fiber& fiber = fibers[index];
@@ -121,7 +122,7 @@ inline void launch(dim3 grid, dim3 block, size_t shared_bytes, const std::functi
     blockIdx = dim3(block % grid.x, block / grid.x % grid.y, block / grid.x / grid.y);
     // Nothing of the last block is left to be relied on.
     shared_memory.assign(shared_bytes + 16, 0xee);
-    run_block(fibers);
+    run_block(fibers, num_blocks++ % 2 == 1);
   }
 }
 
