@@ -245,8 +245,12 @@ def _lazily(make: Callable[..., Case], *arguments: object) -> Callable[[], Case]
 # Suppression.
 
 
-def nms_case(sizes: Sizes, device: str, count: int) -> Case:
-    boxes, scores, _ = (t.to(device) for t in draw_crowd(count, sizes.image_size_hw))
+def nms_case(sizes: Sizes, device: str, count: int, is_crowd: bool) -> Case:
+    """Of a crowd most boxes go; of boxes drawn alone most stay, and each is compared with all the others."""
+    boxes, scores, _ = draw_crowd(count, sizes.image_size_hw)
+    if not is_crowd:
+        boxes = draw_boxes(count, sizes.image_size_hw)
+    boxes, scores = boxes.to(device), scores.to(device)
     return Case(
         lambda: _ops.nms(boxes, scores, IOU_THRESH), lambda: torchvision.ops.nms(boxes, scores, IOU_THRESH), 28 * count
     )
@@ -279,8 +283,9 @@ def nms_fixed_case(sizes: Sizes, device: str, count: int) -> Case:
 
 
 def suppression_rows(sizes: Sizes, device: str) -> Iterator[Row]:
-    for count in sizes.boxes:
-        yield Row(f"nms {count} boxes", "torchvision", _lazily(nms_case, sizes, device, count))
+    for is_crowd, kind in ((True, ""), (False, " few overlap")):
+        for count in sizes.boxes:
+            yield Row(f"nms {count} boxes{kind}", "torchvision", _lazily(nms_case, sizes, device, count, is_crowd))
     for count in sizes.boxes:
         name = f"batched_nms {count} boxes {NUM_CLASSES} classes"
         yield Row(name, "torchvision", _lazily(batched_nms_case, sizes, device, count))
@@ -375,7 +380,7 @@ def tiny_rows(device: str) -> Iterator[Row]:
     for with_backward, passes in ((False, "forward"), (True, "forward+backward")):
         arguments = (TINY_SIZES, device, 8, 8, 0, torch.contiguous_format, with_backward)
         yield Row(f"tiny roi_align {passes} 25x38 8 boxes", "torchvision", _lazily(roi_align_case, *arguments))
-    yield Row("tiny nms 10 boxes", "torchvision", _lazily(nms_case, TINY_SIZES, device, 10))
+    yield Row("tiny nms 10 boxes", "torchvision", _lazily(nms_case, TINY_SIZES, device, 10, True))
     yield Row("tiny batched_nms 10 boxes", "torchvision", _lazily(batched_nms_case, TINY_SIZES, device, 10))
 
 
@@ -396,7 +401,9 @@ def check_same(name: str, own: object, other: object) -> None:
     assert len(own_tensors) == len(other_tensors), name
     for a, b in zip(own_tensors, other_tensors):
         if a.is_floating_point():
-            tolerance = 1e-5 * max(float(b.abs().max()), 1)
+            # Positions of several hundred cells are rounded at some 1e-5 of a cell, in any single-precision kernel, and
+            # in a map of noise a cell's neighbour is as far from it as any other.
+            tolerance = 1e-4 * max(float(b.abs().max()), 1)
             torch.testing.assert_close(a, b, rtol=1e-4, atol=tolerance, msg=lambda text: f"{name}: {text}")
         elif a.dtype in (torch.bool, torch.uint8):
             assert a.dtype == b.dtype and a.shape == b.shape, name

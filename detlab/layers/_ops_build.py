@@ -35,6 +35,7 @@ __all__ = [
 
 CSRC = Path(__file__).resolve().parent / "csrc"
 SOURCE_SUFFIXES = (".cpp", ".cu", ".cuh", ".h", ".inl")
+SYSTEM = "Linux"
 TORCH_TARGET = (2, 11)
 DEFINES = [f"-DTORCH_TARGET_VERSION=0x{TORCH_TARGET[0]:02x}{TORCH_TARGET[1]:02x}000000000000"]
 # Contraction is off so that no decision at a threshold depends on the instruction set; the kernels fuse by hand.
@@ -116,8 +117,8 @@ def obstacle(part: str = "cpu") -> str | None:
 
 
 def _obstacle_for_any() -> str | None:
-    if platform.system() != "Linux":
-        return f"it is built on Linux only, this is {platform.system()}"
+    if platform.system() != SYSTEM:
+        return f"it is built on {SYSTEM} only, this is {platform.system()}"
     torch_dir = find_torch()
     if torch_dir is None:
         return "torch is not installed"
@@ -154,7 +155,7 @@ def is_whole(library: Path) -> bool:
     try:
         content = library.read_bytes()
         return content[:5] == b"\x7fELF\x02" and len(content) >= _elf_size(content)
-    except (FileNotFoundError, struct.error):
+    except (OSError, struct.error):
         return False
 
 

@@ -12,7 +12,7 @@ import hashlib
 import logging
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -89,13 +89,14 @@ def _found_part(device: str) -> Part:
     problem = _problem_of_prebuilt(device, prebuilt)
     if problem is None:
         return Part(prebuilt, f"{prebuilt}, prebuilt")
-    obstacle = _ops_build.obstacle(device)
+    try:
+        path = _kept_library(device) or _compiled_library(device)
+    except _ops_build.BuildError as error:
+        return Part(None, f"{problem}, and none can be compiled: {error}")
+    obstacle = _loading_problem(path)
     if obstacle is not None:
-        return Part(None, f"{problem}, and none can be compiled: {obstacle}")
-    compiled = _compiled_here(device)
-    if compiled.path is None:
-        return Part(None, f"{problem}, and {compiled.explanation}")
-    return Part(compiled.path, f"{compiled.explanation}, as {problem}")
+        return Part(None, f"{problem}, and {obstacle}")
+    return Part(path, f"{path}, compiled here, as {problem}")
 
 
 def _problem_of_prebuilt(device: str, path: Path) -> str | None:
@@ -111,7 +112,7 @@ def _problem_of_prebuilt(device: str, path: Path) -> str | None:
 def _loading_problem(path: Path) -> str | None:
     """Loads a library; what went wrong, or None."""
     if not _ops_build.is_whole(path):
-        return f"{path} is damaged"
+        return f"{path} is damaged or cannot be read"
     try:
         torch.ops.load_library(str(path))
     except (OSError, RuntimeError) as error:
@@ -123,49 +124,66 @@ def _capabilities() -> set[tuple[int, int]]:
     return {torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())}
 
 
-def _compiled_here(device: str) -> Part:
-    """Compiles and loads the library, in the first of the cache folders that can be used."""
+def _kept_library(device: str) -> Path | None:
+    """What was compiled before; it serves without the compiler, too."""
+    if platform.system() != _ops_build.SYSTEM:
+        return None
+    paths = (_path_in(folder, device) for folder in _cache_folders() if _is_trusted(folder))
+    return next((path for path in paths if _ops_build.is_whole(path)), None)
+
+
+def _compiled_library(device: str) -> Path:
+    """Compiles the library to the first of the cache folders that can be used.
+
+    Raises:
+        BuildError: why there is none.
+    """
+    obstacle = _ops_build.obstacle(device)
+    if obstacle is not None:
+        raise _ops_build.BuildError(obstacle)
     problems = []
     for folder in _cache_folders():
         try:
-            path, compiler = _compile_once(device, folder)
+            return _compile_once(device, folder)
         except OSError as error:
             problems.append(str(error))
-            continue
-        except _ops_build.BuildError as error:
-            problems.append(str(error))
-            break
-        problem = _loading_problem(path)
-        return Part(None, problem) if problem else Part(path, f"{path}, compiled here by {compiler}")
-    return Part(None, f"compiling one failed: {'; '.join(problems)}")
+    raise _ops_build.BuildError("; ".join(problems))
 
 
-def _compile_once(device: str, folder: Path) -> tuple[Path, str]:
-    """The library's path and the compiler's version. Of all processes one compiles, the others wait for it."""
-    compiler = _ops_build.find_nvcc() if device == "cuda" else _ops_build.find_compiler()
-    assert compiler is not None
-    version = _ops_build.compiler_version(compiler)
-    _make(folder)
-    build, variant = _build_for_this_machine(device)
-    key = hashlib.sha256(f"{version} {variant} {platform.machine()} {platform.libc_ver()}".encode()).hexdigest()[:12]
-    path = folder / key / _ops_build.library_name(device)
-    if not _ops_build.is_whole(path):
-        path.parent.mkdir(exist_ok=True)
-        with _locked(path.with_suffix(".lock")):
-            if not _ops_build.is_whole(path):
-                name = DEVICE_NAMES[device]
-                logger.warning("detlab compiles its %s operators with %s, once, to %s", name, version, path.parent)
-                build(path)
-    return path, version
+def _compile_once(device: str, folder: Path) -> Path:
+    """Of all processes that come here one compiles, the others wait for it."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not _is_trusted(folder):
+        raise PermissionError(f"{folder} is not this user's alone")
+    path = _path_in(folder, device)
+    path.parent.mkdir(exist_ok=True)
+    with _locked(path.with_suffix(".lock")):
+        if not _ops_build.is_whole(path):
+            compiler = _ops_build.find_nvcc() if device == "cuda" else _ops_build.find_compiler()
+            assert compiler is not None
+            version = _ops_build.compiler_version(compiler)
+            name = DEVICE_NAMES[device]
+            logger.warning("detlab compiles its %s operators with %s, once, to %s", name, version, path.parent)
+            _build_for_this_machine(device, path)
+    return path
 
 
-def _build_for_this_machine(device: str) -> tuple[Callable[[Path], None], str]:
-    """What compiles, and a text that tells its results apart."""
-    if device == "cpu":
-        return _ops_build.build_cpu, ""
+def _path_in(folder: Path, device: str) -> Path:
+    """Machines of different kinds may share a folder."""
+    kind = f"{platform.machine()} {platform.libc_ver()} {_architectures() if device == 'cuda' else ''}"
+    return folder / hashlib.sha256(kind.encode()).hexdigest()[:12] / _ops_build.library_name(device)
+
+
+def _build_for_this_machine(device: str, path: Path) -> None:
+    if device == "cuda":
+        _ops_build.build_cuda(path, _architectures())
+    else:
+        _ops_build.build_cpu(path)
+
+
+def _architectures() -> list[str]:
     numbers = [f"{major}{minor}" for major, minor in sorted(_capabilities())]
-    architectures = [f"arch=compute_{number},code=sm_{number}" for number in numbers]
-    return functools.partial(_ops_build.build_cuda, architectures=architectures), " ".join(architectures)
+    return [f"arch=compute_{number},code=sm_{number}" for number in numbers]
 
 
 def _cache_folders() -> list[Path]:
@@ -187,13 +205,12 @@ def _temporary_folder() -> Path:
     return Path(os.environ.get("TMPDIR") or "/tmp", f"detlab-{os.getuid()}")
 
 
-def _make(folder: Path) -> None:
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+def _is_trusted(folder: Path) -> bool:
+    """Where all users may make folders, another's could hold a library whose code this process would run."""
+    if folder != _temporary_folder() or not folder.exists():
+        return True
     status = folder.stat()
-    is_own = status.st_uid == os.getuid() and not status.st_mode & 0o022
-    # Where all users may make folders, another's could hold a library whose code this process would run.
-    if folder == _temporary_folder() and not is_own:
-        raise PermissionError(f"{folder} is not this user's alone")
+    return status.st_uid == os.getuid() and not status.st_mode & 0o022
 
 
 @contextlib.contextmanager

@@ -102,7 +102,7 @@ class TestThePrebuiltLibrary:
         path = machine.prebuilt(content=content)
         assert not _ops_library.serves("cpu")
         assert machine.loaded == []
-        assert f"{path} is damaged, and none can be compiled: CXX is 'none'" in _ops.report()
+        assert f"{path} is damaged or cannot be read, and none can be compiled: CXX is 'none'" in _ops.report()
 
     def test_makes_room_for_one_compiled_here_if_it_does_not_load(self, machine):
         path = machine.prebuilt()
@@ -129,7 +129,13 @@ class TestTheFirstUse:
         machine.new_process()
         assert _ops_library.serves("cpu")
         assert len(machine.compiler.linked) == len(caplog.messages) == 1
-        assert "compiled here by pretended compiler 1.0, as there is no prebuilt library" in _ops.report()
+        assert f"{library}, compiled here, as there is no prebuilt library of these sources" in _ops.report()
+
+    def test_needs_no_compiler_where_one_was_before(self, machine):
+        assert _ops_library.serves("cpu")
+        machine.no_compiler()
+        machine.new_process()
+        assert _ops_library.serves("cpu")
 
     def test_of_one_device_leaves_the_other_alone(self, machine, monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: pytest.fail("the GPU was asked for"))
@@ -142,7 +148,7 @@ class TestTheFirstUse:
         assert not _ops_library.serves("cpu")
         _, warning = caplog.messages
         assert warning.startswith("detlab uses torchvision's operators for CPU, which are slower: ")
-        assert "compiling one failed: g++ failed: nms.cpp:7: error: gone wrong" in warning
+        assert "and none can be compiled: g++ failed: nms.cpp:7: error: gone wrong" in warning
         assert _ops.backend() == "torchvision"
 
     def test_compiles_anew_what_was_damaged(self, machine):

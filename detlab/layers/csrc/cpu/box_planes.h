@@ -55,8 +55,11 @@ class BoxPlanes {
 
  public:
   // Takes the boxes in `order`, or as they are where it is null.
-  BoxPlanes(const T* boxes, const int64_t* order, int64_t count) : numbers_(count * Boxes::kPlanes) {
-    for (int plane = 0; plane < Boxes::kPlanes; ++plane) planes_[plane] = numbers_.data() + plane * count;
+  BoxPlanes(const T* boxes, const int64_t* order, int64_t count)
+      : numbers_((count + kLanes<T>) * Boxes::kPlanes) {
+    for (int plane = 0; plane < Boxes::kPlanes; ++plane) {
+      planes_[plane] = numbers_.data() + plane * (count + kLanes<T>);
+    }
     T quantities[Boxes::kPlanes];
     for (int64_t i = 0; i < count; ++i) {
       Boxes::split(boxes + (order == nullptr ? i : order[i]) * Boxes::kSize, quantities);
@@ -73,7 +76,7 @@ class BoxPlanes {
   }
 
  private:
-  std::vector<T> numbers_;
+  std::vector<T> numbers_;  // with room behind each plane for reading whole vectors
   T* planes_[Boxes::kPlanes];
 };
 

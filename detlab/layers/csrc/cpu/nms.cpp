@@ -2,6 +2,7 @@
 // is compared with what the block kept, by as many threads as there are. No result depends on their number.
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -23,20 +24,45 @@ constexpr int64_t kLargeGroup = 2048;
 
 // Candidates of one class, best first.
 struct Group {
-  int64_t first, last;  // positions in Candidates::order
+  int64_t first, last;  // positions in Candidates::boxes
 };
 
-// The candidates of one image, grouped by class and sorted by score within a class.
+// The candidates of one image. A candidate's rank is its place by score among all of them.
 struct Candidates {
-  std::vector<int64_t> order;  // indices of boxes
-  std::vector<int64_t> ranks;  // of order's entries, their place among all candidates by score
+  std::vector<int64_t> box_of_rank;
+  std::vector<int64_t> ranks, boxes;  // by class, and by score within a class
   std::vector<Group> groups;
 };
 
-template <typename T>
-uint64_t descending_key(T score);
+struct Keyed {
+  uint64_t key;
+  int64_t value;
+};
 
-template <>
+// Fewer than this are sorted by comparing them.
+constexpr size_t kRadixSort = 256;
+
+// Sorts by key; entries of one key stay in their order, which must be that of their values.
+void sort_by_key(std::vector<Keyed>& entries) {
+  if (entries.size() < kRadixSort) {
+    std::sort(entries.begin(), entries.end(),
+              [](const Keyed& a, const Keyed& b) { return a.key != b.key ? a.key < b.key : a.value < b.value; });
+    return;
+  }
+  uint64_t varying = 0;
+  for (const Keyed& entry : entries) varying |= entry.key ^ entries[0].key;
+  constexpr int kDigitBits = 11, kDigits = 1 << kDigitBits;
+  std::vector<Keyed> sorted(entries.size());
+  for (int shift = 0; shift < 64; shift += kDigitBits) {
+    if ((varying >> shift) % kDigits == 0) continue;
+    std::array<int64_t, kDigits + 1> starts = {};
+    for (const Keyed& entry : entries) ++starts[(entry.key >> shift) % kDigits + 1];
+    std::partial_sum(starts.begin(), starts.end(), starts.begin());
+    for (const Keyed& entry : entries) sorted[starts[(entry.key >> shift) % kDigits]++] = entry;
+    entries.swap(sorted);
+  }
+}
+
 uint64_t descending_key(float score) {
   if (score == 0) score = 0;  // -0 and 0 are equal
   uint32_t bits;
@@ -44,7 +70,6 @@ uint64_t descending_key(float score) {
   return ~(bits >> 31 ? ~bits : bits | 0x80000000u) & 0xffffffffu;
 }
 
-template <>
 uint64_t descending_key(double score) {
   if (score == 0) score = 0;
   uint64_t bits;
@@ -52,45 +77,50 @@ uint64_t descending_key(double score) {
   return ~(bits >> 63 ? ~bits : bits | 0x8000000000000000u);
 }
 
-// Indices by decreasing score, equal scores in their order; NaN counts as -inf. With `skip_padding` both are left out.
+// Boxes by decreasing score, equal scores in their order; NaN counts as -inf. With `skip_padding` both are left out.
 template <typename T>
 std::vector<int64_t> sort_by_score(const T* scores, int64_t count, bool skip_padding) {
   constexpr T nothing = -std::numeric_limits<T>::infinity();
-  std::vector<std::pair<uint64_t, int64_t>> keyed;
-  keyed.reserve(count);
+  std::vector<Keyed> entries;
+  entries.reserve(count);
   for (int64_t i = 0; i < count; ++i) {
     const T score = std::isnan(scores[i]) ? nothing : scores[i];
     if (skip_padding && score == nothing) continue;
-    keyed.emplace_back(descending_key(score), i);
+    entries.push_back({descending_key(score), i});
   }
-  std::sort(keyed.begin(), keyed.end());
-  std::vector<int64_t> order(keyed.size());
-  for (size_t i = 0; i < keyed.size(); ++i) order[i] = keyed[i].second;
-  return order;
+  sort_by_key(entries);
+  std::vector<int64_t> boxes(entries.size());
+  for (size_t i = 0; i < entries.size(); ++i) boxes[i] = entries[i].value;
+  return boxes;
+}
+
+void group_by_class(const int64_t* classes, Candidates& found) {
+  const int64_t size = static_cast<int64_t>(found.box_of_rank.size());
+  std::vector<Keyed> entries(size);
+  for (int64_t rank = 0; rank < size; ++rank) {
+    entries[rank] = {static_cast<uint64_t>(classes[found.box_of_rank[rank]]), rank};
+  }
+  sort_by_key(entries);
+  for (int64_t i = 0; i < size; ++i) {
+    if (i == 0 || entries[i].key != entries[i - 1].key) found.groups.push_back({i, i});
+    found.groups.back().last = i + 1;
+    found.ranks[i] = entries[i].value;
+    found.boxes[i] = found.box_of_rank[entries[i].value];
+  }
 }
 
 template <typename T>
 Candidates find_candidates(const T* scores, const int64_t* classes, int64_t count, bool skip_padding) {
   Candidates found;
-  found.order = sort_by_score(scores, count, skip_padding);
-  const int64_t size = static_cast<int64_t>(found.order.size());
-  found.ranks.resize(size);
-  std::iota(found.ranks.begin(), found.ranks.end(), 0);
+  found.box_of_rank = sort_by_score(scores, count, skip_padding);
+  found.boxes = found.box_of_rank;
+  found.ranks.resize(found.boxes.size());
   if (classes != nullptr) {
-    const auto class_at = [&](int64_t rank) { return classes[found.order[rank]]; };
-    std::sort(found.ranks.begin(), found.ranks.end(), [&](int64_t a, int64_t b) {
-      return class_at(a) != class_at(b) ? class_at(a) < class_at(b) : a < b;
-    });
-    std::vector<int64_t> by_class(size);
-    for (int64_t i = 0; i < size; ++i) by_class[i] = found.order[found.ranks[i]];
-    found.order.swap(by_class);
+    group_by_class(classes, found);
+    return found;
   }
-  for (int64_t first = 0; first < size;) {
-    int64_t last = classes == nullptr ? size : first + 1;
-    while (last < size && classes[found.order[last]] == classes[found.order[first]]) ++last;
-    found.groups.push_back({first, last});
-    first = last;
-  }
+  std::iota(found.ranks.begin(), found.ranks.end(), 0);
+  if (!found.boxes.empty()) found.groups.push_back({0, static_cast<int64_t>(found.boxes.size())});
   return found;
 }
 
@@ -100,18 +130,19 @@ class Suppression {
   using T = typename Boxes::Number;
 
  public:
-  Suppression(const T* boxes, const int64_t* order, int64_t count, T threshold)
-      : planes_(boxes, order, count), positions_(count), dead_(count, 0), threshold_(threshold) {
-    std::iota(positions_.begin(), positions_.end(), 0);
-  }
+  Suppression(const T* boxes, const Candidates& candidates, const Group& group, T threshold)
+      : planes_(boxes, candidates.boxes.data() + group.first, group.last - group.first),
+        ranks_(candidates.ranks.begin() + group.first, candidates.ranks.begin() + group.last),
+        dead_(ranks_.size(), 0),
+        threshold_(threshold) {}
 
-  // Marks the first `max_kept` survivors among the group's candidates.
+  // Marks the first `max_kept` survivors among the group's candidates, by their ranks.
   void run(int64_t max_kept, uint8_t* is_kept) {
-    int64_t start = 0, end = static_cast<int64_t>(positions_.size()), num_kept = 0;
+    int64_t start = 0, end = static_cast<int64_t>(ranks_.size()), num_kept = 0;
     while (start < end && num_kept < max_kept) {
       const int64_t block_end = std::min(end, start + kBlock);
       std::vector<int64_t> survivors = settle_block(start, block_end, max_kept - num_kept);
-      for (int64_t survivor : survivors) is_kept[positions_[survivor]] = 1;
+      for (int64_t survivor : survivors) is_kept[ranks_[survivor]] = 1;
       num_kept += static_cast<int64_t>(survivors.size());
       start = block_end;
       if (num_kept >= max_kept || start == end) break;
@@ -154,7 +185,7 @@ class Suppression {
       if (dead_[i]) continue;
       if (target != i) {
         planes_.move(i, target);
-        positions_[target] = positions_[i];
+        ranks_[target] = ranks_[i];
         dead_[target] = 0;
       }
       ++target;
@@ -163,12 +194,12 @@ class Suppression {
   }
 
   BoxPlanes<Boxes> planes_;
-  std::vector<int64_t> positions_;  // in the group, of what the planes hold now
+  std::vector<int64_t> ranks_;  // of what the planes hold now
   std::vector<uint8_t> dead_;
   const T threshold_;
 };
 
-// Marks the survivors of every group of every image; is_kept[image] runs parallel to its candidates' order.
+// Marks the survivors of every group of every image; is_kept[image] has an entry for each rank.
 template <typename Boxes, typename T>
 void suppress_groups(const std::vector<Candidates>& images, const std::vector<const T*>& boxes, T threshold,
                      int64_t max_kept, std::vector<std::vector<uint8_t>>& is_kept) {
@@ -183,9 +214,8 @@ void suppress_groups(const std::vector<Candidates>& images, const std::vector<co
   }
   std::stable_sort(jobs.begin(), jobs.end(), [](const Job& a, const Job& b) { return a.size() > b.size(); });
   const auto run = [&](const Job& job) {
-    const Candidates& candidates = images[job.image];
-    Suppression<Boxes>(boxes[job.image], candidates.order.data() + job.group.first, job.size(), threshold)
-        .run(max_kept, is_kept[job.image].data() + job.group.first);
+    Suppression<Boxes>(boxes[job.image], images[job.image], job.group, threshold)
+        .run(max_kept, is_kept[job.image].data());
   };
   // A few large groups share the threads one after the other; the others get a thread each.
   size_t large = 0;
@@ -194,21 +224,11 @@ void suppress_groups(const std::vector<Candidates>& images, const std::vector<co
   for_each_unit(static_cast<int64_t>(jobs.size() - large), [&](int64_t job) { run(jobs[large + job]); });
 }
 
-// Ranks of the survivors, best first.
-std::vector<int64_t> surviving_ranks(const Candidates& candidates, const std::vector<uint8_t>& is_kept) {
-  std::vector<int64_t> ranks;
-  for (size_t i = 0; i < is_kept.size(); ++i) {
-    if (is_kept[i]) ranks.push_back(candidates.ranks[i]);
-  }
-  if (candidates.groups.size() > 1) std::sort(ranks.begin(), ranks.end());
-  return ranks;
-}
-
 std::vector<int64_t> survivors_by_score(const Candidates& candidates, const std::vector<uint8_t>& is_kept) {
-  std::vector<int64_t> box_of_rank(candidates.order.size());
-  for (size_t i = 0; i < candidates.order.size(); ++i) box_of_rank[candidates.ranks[i]] = candidates.order[i];
-  std::vector<int64_t> survivors = surviving_ranks(candidates, is_kept);
-  for (int64_t& entry : survivors) entry = box_of_rank[entry];
+  std::vector<int64_t> survivors;
+  for (size_t rank = 0; rank < is_kept.size(); ++rank) {
+    if (is_kept[rank]) survivors.push_back(candidates.box_of_rank[rank]);
+  }
   return survivors;
 }
 
@@ -228,7 +248,7 @@ Tensor nms_of(const Tensor& boxes, const Tensor& scores, const std::optional<Ten
   if (classes.has_value()) dense_classes = as_type(*classes, ScalarType::Long);
   const int64_t* class_numbers = classes.has_value() ? static_cast<const int64_t*>(dense_classes->data_ptr()) : nullptr;
   const std::vector<Candidates> images = {candidates_of(dense_scores, 0, boxes.size(0), class_numbers, false)};
-  std::vector<std::vector<uint8_t>> is_kept = {std::vector<uint8_t>(images[0].order.size(), 0)};
+  std::vector<std::vector<uint8_t>> is_kept = {std::vector<uint8_t>(images[0].boxes.size(), 0)};
   suppress_groups<Boxes, T>(images, {static_cast<const T*>(boxes.data_ptr())}, round_down<T>(iou_threshold),
                             boxes.size(0), is_kept);
   const std::vector<int64_t> kept = survivors_by_score(images[0], is_kept[0]);
@@ -248,7 +268,7 @@ void nms_fixed_of(const Tensor& boxes, const Tensor& scores, const int64_t* clas
   for_each_unit(num_images, [&](int64_t image) {
     images[image] = candidates_of(scores, image * num_boxes, num_boxes, classes + image * num_boxes, true);
     boxes_of[image] = numbers + image * num_boxes * 4;
-    is_kept[image].assign(images[image].order.size(), 0);
+    is_kept[image].assign(images[image].boxes.size(), 0);
   });
   suppress_groups<AlignedBoxes<T>, T>(images, boxes_of, round_down<T>(iou_threshold), max_output, is_kept);
   for_each_unit(num_images, [&](int64_t image) {

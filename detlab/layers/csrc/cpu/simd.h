@@ -81,6 +81,7 @@ constexpr int kRotatedPlanes = 7;
 template <typename T>
 struct BoxKernels {
   // Marks in `dead` every candidate of [first, last) that one of the kept boxes overlaps by more than the threshold.
+  // The planes of the candidates are readable for kLanes numbers past their end.
   void (*suppress)(const T* const* kept, int num_kept, const T* const* boxes, int64_t first, int64_t last, T threshold,
                    uint8_t* dead);
   void (*suppress_rotated)(const T* const* kept, int num_kept, const T* const* boxes, int64_t first, int64_t last,

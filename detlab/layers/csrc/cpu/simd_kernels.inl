@@ -458,12 +458,14 @@ bool overlaps_any(const T* const* kept, int num_kept, const T* const* boxes, int
 }
 
 // Division is slow, so overlaps are compared as products; only where rounding could matter is the quotient formed.
+// Looks at the boxes [j, last), at most a vector full; a whole vector can be read.
 template <typename T>
-DETLAB_INLINE void suppress_vector(const T* const* kept, int num_kept, const T* const* boxes, int64_t j, T threshold,
-                                   uint8_t* dead) {
+DETLAB_INLINE void suppress_vector(const T* const* kept, int num_kept, const T* const* boxes, int64_t j, int64_t last,
+                                   T threshold, uint8_t* dead) {
   const Vec<T> x1 = load(boxes[0] + j), y1 = load(boxes[1] + j), x2 = load(boxes[2] + j), y2 = load(boxes[3] + j);
   const Vec<T> area = load(boxes[4] + j), zero = {};
   const Vec<T> surely = splat(threshold * (1 + kRoundingSlack<T>)), perhaps = splat(threshold * (1 - kRoundingSlack<T>));
+  const unsigned wanted = last - j < kWidth<T> ? (1u << (last - j)) - 1 : kAllBits<T>;
   Mask<T> sure = {}, possible = {};
   for (int k = 0; k < num_kept; ++k) {
     const Vec<T> width = smaller<T>(x2, splat(kept[2][k])) - larger<T>(x1, splat(kept[0][k]));
@@ -473,23 +475,24 @@ DETLAB_INLINE void suppress_vector(const T* const* kept, int num_kept, const T* 
     // In this order what is not a number stays so, and nothing is more.
     sure |= inter > larger<T>(zero, surely * either);
     possible |= inter > larger<T>(zero, perhaps * either);
-    if (k % 16 == 15 && bits(sure) == kAllBits<T>) break;
+    if (k % 16 == 15 && (bits(sure) & wanted) == wanted) break;
   }
-  const unsigned certain = bits(sure), open = bits(possible) & ~certain;
-  for (int lane = 0; lane < kWidth<T>; ++lane) {
-    if (certain >> lane & 1) dead[j + lane] = 1;
-    if (open >> lane & 1) dead[j + lane] |= overlaps_any(kept, num_kept, boxes, j + lane, threshold);
+  const unsigned certain = bits(sure) & wanted;
+  for (unsigned left = certain; left != 0; left &= left - 1) dead[j + __builtin_ctz(left)] = 1;
+  for (unsigned left = bits(possible) & wanted & ~certain; left != 0; left &= left - 1) {
+    const int64_t open = j + __builtin_ctz(left);
+    dead[open] |= overlaps_any(kept, num_kept, boxes, open, threshold);
   }
 }
 
 template <typename T>
 void suppress(const T* const* kept, int num_kept, const T* const* boxes, int64_t first, int64_t last, T threshold,
               uint8_t* dead) {
-  int64_t j = first;
   if (threshold >= 0) {
-    for (; j + kWidth<T> <= last; j += kWidth<T>) suppress_vector(kept, num_kept, boxes, j, threshold, dead);
+    for (int64_t j = first; j < last; j += kWidth<T>) suppress_vector(kept, num_kept, boxes, j, last, threshold, dead);
+    return;
   }
-  for (; j < last; ++j) dead[j] |= overlaps_any(kept, num_kept, boxes, j, threshold);
+  for (int64_t j = first; j < last; ++j) dead[j] |= overlaps_any(kept, num_kept, boxes, j, threshold);
 }
 
 // Rotated boxes. In the frame of the first box, where it is axis-aligned, the area under an edge of the second, cut to
