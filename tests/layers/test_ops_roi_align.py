@@ -205,6 +205,18 @@ def test_region_larger_than_any_image_costs_no_more_than_the_map(ops, sampling_r
     check(ops, features, rois, mixed_levels(len(rois)), *settings((2, 3), sampling_ratio))
 
 
+@pytest.mark.parametrize("ops", ["cpu", "emulated", "cuda"], indirect=True)
+def test_samples_far_from_the_map_are_not_even_looked_at(ops):
+    """Some 600 million a cell apart in each bin and axis; those on the map lie in the middle bin."""
+    rois = regions([[-(2.0**31), -(2.0**31), 2.0**31, 2.0**31]], images=1, dtype=torch.float64)
+    feature = torch.ones(1, 1, 10, 12, dtype=torch.float64)
+    pooled = ops.roi_align_levels([feature], rois, None, *settings((7, 7), 0, scales=[1.0]))[0, 0]
+    # The map reaches one cell beyond the centers of its outer cells.
+    assert pooled[3, 3].item() * (2**32 / 7) ** 2 == pytest.approx(11 * 13, rel=0.1)
+    pooled[3, 3] = 0
+    assert pooled.count_nonzero() == 0
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("column", [1, 2, 3, 4])
 def test_region_that_is_not_finite_gives_nan_and_no_gradient(ops, value, column):
