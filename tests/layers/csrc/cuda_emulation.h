@@ -26,8 +26,8 @@ using std::ceil;
 using std::cos;
 using std::floor;
 using std::fma;
-using std::hypot;
 using std::sin;
+using std::sqrt;
 
 struct dim3 {
   unsigned x, y, z;
