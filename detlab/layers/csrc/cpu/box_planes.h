@@ -55,8 +55,7 @@ class BoxPlanes {
 
  public:
   // Takes the boxes in `order`, or as they are where it is null.
-  BoxPlanes(const T* boxes, const int64_t* order, int64_t count)
-      : numbers_((count + kLanes<T>) * Boxes::kPlanes) {
+  BoxPlanes(const T* boxes, const int64_t* order, int64_t count) : numbers_((count + kLanes<T>)*Boxes::kPlanes) {
     for (int plane = 0; plane < Boxes::kPlanes; ++plane) {
       planes_[plane] = numbers_.data() + plane * (count + kLanes<T>);
     }
