@@ -1,5 +1,5 @@
-// What the pooling kernels share: regions in the coordinates of their feature map, grouped by the map they read, and the
-// passage between a map's numbers and the cells of simd.h.
+// What the pooling kernels share: regions in the coordinates of their feature map, grouped by the map they read, and
+// the passage between a map's numbers and the cells of simd.h.
 #pragma once
 
 #include <algorithm>

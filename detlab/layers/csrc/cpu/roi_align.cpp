@@ -2,8 +2,8 @@
 //
 // A group is the regions of one image and level. Where they together read more than their part of the map holds, that
 // part is packed into cells once for each channel group and read from cache; where they read little, each region is
-// packed alone, or read in place if its cells lie in memory as they are. Backward gathers the gradient of a group in packed cells, regions in their order, so that the sums do
-// not depend on the number of threads.
+// packed alone, or read in place if its cells lie in memory as they are. Backward gathers the gradient of a group in
+// packed cells, regions in their order, so that the sums do not depend on the number of threads.
 
 #include <algorithm>
 #include <cmath>

@@ -632,9 +632,19 @@ constexpr PasteKernels<T> kPaste = {threshold_row<T>, soft_row<T>};
 
 extern const SimdKernels DETLAB_TABLE;
 const SimdKernels DETLAB_TABLE = {
-    DETLAB_NAME, stream, finish_streaming,        kPool<float>,           kPool<double>,   kPack<float, float>,
-    kPack<double, double>, kPack<Half, float>,     kPack<BFloat16, float>, kBoxes<float>,
-    kBoxes<double>,      kPaste<float>,          kPaste<double>,
+    DETLAB_NAME,
+    stream,
+    finish_streaming,
+    kPool<float>,
+    kPool<double>,
+    kPack<float, float>,
+    kPack<double, double>,
+    kPack<Half, float>,
+    kPack<BFloat16, float>,
+    kBoxes<float>,
+    kBoxes<double>,
+    kPaste<float>,
+    kPaste<double>,
 };
 
 }  // namespace detlab
