@@ -419,7 +419,7 @@ def print_row(row: Row, device: str, repeats: int, seconds_per_turn: float, band
     check_same(row.name, case.own(), case.other())
     own, other = alternate(case.own, case.other, repeats, device, seconds_per_turn)
     bytes_ms = case.num_bytes / bandwidth * 1e3
-    print(f"{row.name:62}{own * 1e3:11.3f}{other * 1e3:11.3f}  {row.against:12}{other / own:7.1f}{bytes_ms:11.3f}",
+    print(f"{row.name:70}{own * 1e3:11.3f}{other * 1e3:11.3f}  {row.against:12}{other / own:7.1f}{bytes_ms:11.3f}",
           flush=True)  # fmt: skip
 
 
@@ -441,7 +441,7 @@ def main() -> None:
     print(f"operators: {_ops.report()}")
     if torch.device(args.device).type not in _ops_library.load().devices:
         print("warning: the compiled library does not serve this device; detlab's times are those of its substitutes")
-    print(f"{'':62}{'detlab ms':>11}{'other ms':>11}  {'other':12}{'ratio':>7}{'bytes ms':>11}")
+    print(f"{'':70}{'detlab ms':>11}{'other ms':>11}  {'other':12}{'ratio':>7}{'bytes ms':>11}")
     groups = (pooling_rows, suppression_rows, rotated_rows, mask_rows, tiny_rows)
     for row in (row for group in groups for row in group(sizes, args.device)):
         if re.search(args.rows, row.name):
