@@ -32,6 +32,7 @@ lint: $(INSTALLED)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/clang-format --dry-run -Werror $(OPERATORS) $(wildcard tests/layers/csrc/*)
 
 test: $(INSTALLED) lint
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2

@@ -43,13 +43,12 @@ class Sizes(NamedTuple):
     regions: tuple[int, ...] = (512, 1000)
     boxes: tuple[int, ...] = (1000, 5000, 12000)
     rotated: int = 500
-    rotated_channels: int = 32
     masks: int = 100
     image_size_hw: tuple[int, int] = IMAGE_SIZE_HW
 
 
 QUICK_SIZES = Sizes(
-    channels=16, strides=(8,), regions=(8,), boxes=(100,), rotated=10, rotated_channels=4, masks=3,
+    channels=16, strides=(8,), regions=(8,), boxes=(100,), rotated=10, masks=3,
     image_size_hw=(200, 304),
 )  # fmt: skip
 PYRAMID_STRIDES = (4, 8, 16, 32)
@@ -299,10 +298,10 @@ def suppression_rows(sizes: Sizes, device: str) -> Iterator[Row]:
 
 def roi_align_rotated_case(sizes: Sizes, device: str, ratio: int, with_backward: bool) -> Case:
     stride = 8
-    feature = draw_map(sizes.rotated_channels, stride, sizes.image_size_hw, torch.contiguous_format, device)
+    feature = draw_map(sizes.channels, stride, sizes.image_size_hw, torch.contiguous_format, device)
     boxes, _ = draw_rotated(sizes.rotated, sizes.image_size_hw)
     rois = with_image(boxes).to(device)
-    result_shape = (len(rois), sizes.rotated_channels, BINS, BINS)
+    result_shape = (len(rois), sizes.channels, BINS, BINS)
     grad = torch.randn(result_shape, generator=torch.Generator().manual_seed(1)).to(device)
     settings = ([BINS, BINS], 1 / stride, ratio)
 
@@ -373,15 +372,16 @@ def mask_rows(sizes: Sizes, device: str) -> Iterator[Row]:
 
 # Calls so small that what surrounds the kernel decides.
 
-TINY_SIZES = Sizes(image_size_hw=(200, 304))
+TINY_SIZE_HW = (200, 304)
 
 
-def tiny_rows(device: str) -> Iterator[Row]:
+def tiny_rows(sizes: Sizes, device: str) -> Iterator[Row]:
+    tiny = sizes._replace(image_size_hw=TINY_SIZE_HW)
     for with_backward, passes in ((False, "forward"), (True, "forward+backward")):
-        arguments = (TINY_SIZES, device, 8, 8, 0, torch.contiguous_format, with_backward)
+        arguments = (tiny, device, 8, 8, 0, torch.contiguous_format, with_backward)
         yield Row(f"tiny roi_align {passes} 25x38 8 boxes", "torchvision", _lazily(roi_align_case, *arguments))
-    yield Row("tiny nms 10 boxes", "torchvision", _lazily(nms_case, TINY_SIZES, device, 10, True))
-    yield Row("tiny batched_nms 10 boxes", "torchvision", _lazily(batched_nms_case, TINY_SIZES, device, 10))
+    yield Row("tiny nms 10 boxes", "torchvision", _lazily(nms_case, tiny, device, 10, True))
+    yield Row("tiny batched_nms 10 boxes", "torchvision", _lazily(batched_nms_case, tiny, device, 10))
 
 
 # The table.
@@ -414,12 +414,12 @@ def check_same(name: str, own: object, other: object) -> None:
             assert torch.equal(a, b), f"{name}: the boxes kept differ"
 
 
-def print_row(row: Row, device: str, repeats: int, bandwidth: float) -> None:
+def print_row(row: Row, device: str, repeats: int, seconds_per_turn: float, bandwidth: float) -> None:
     case = row.make()
     check_same(row.name, case.own(), case.other())
-    own, other = alternate(case.own, case.other, repeats, device, SECONDS_PER_TURN)
+    own, other = alternate(case.own, case.other, repeats, device, seconds_per_turn)
     bytes_ms = case.num_bytes / bandwidth * 1e3
-    print(f"{row.name:62}{own * 1e3:11.3f}{other * 1e3:11.3f}  {row.against:12}{other / own:7.1f}{bytes_ms:11.3f}",
+    print(f"{row.name:70}{own * 1e3:11.3f}{other * 1e3:11.3f}  {row.against:12}{other / own:7.1f}{bytes_ms:11.3f}",
           flush=True)  # fmt: skip
 
 
@@ -441,14 +441,11 @@ def main() -> None:
     print(f"operators: {_ops.report()}")
     if torch.device(args.device).type not in _ops_library.load().devices:
         print("warning: the compiled library does not serve this device; detlab's times are those of its substitutes")
-    print(f"{'':62}{'detlab ms':>11}{'other ms':>11}  {'other':12}{'ratio':>7}{'bytes ms':>11}")
-    for rows in (pooling_rows, suppression_rows, rotated_rows, mask_rows):
-        for row in rows(sizes, args.device):
-            if re.search(args.rows, row.name):
-                print_row(row, args.device, args.repeats, bandwidth)
-    for row in tiny_rows(args.device):
+    print(f"{'':70}{'detlab ms':>11}{'other ms':>11}  {'other':12}{'ratio':>7}{'bytes ms':>11}")
+    groups = (pooling_rows, suppression_rows, rotated_rows, mask_rows, tiny_rows)
+    for row in (row for group in groups for row in group(sizes, args.device)):
         if re.search(args.rows, row.name):
-            print_row(row, args.device, args.repeats, bandwidth)
+            print_row(row, args.device, args.repeats, 0 if args.quick else SECONDS_PER_TURN, bandwidth)
 
 
 if __name__ == "__main__":

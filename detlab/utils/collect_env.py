@@ -6,7 +6,6 @@ import importlib.metadata
 import os
 import platform
 import re
-import shutil
 import subprocess
 import sys
 from collections import defaultdict
@@ -101,9 +100,10 @@ def _gpu_rows() -> Iterator[Row]:
 
 
 def _compiler_rows() -> Iterator[Row]:
-    yield "C++ compiler", _first_line([os.environ.get("CXX", "c++"), "--version"])
+    yield "C++ compiler", _first_line([*(os.environ.get("CXX") or "c++").split(), "--version"])
     cuda_home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    nvcc = shutil.which("nvcc") or (os.path.join(cuda_home, "bin", "nvcc") if cuda_home else "nvcc")
+    # As for building the operators: the folder that is named decides alone.
+    nvcc = os.path.join(cuda_home, "bin", "nvcc") if cuda_home else "nvcc"
     yield "CUDA compiler", _last_line([nvcc, "--version"])
     yield "CUDA_HOME", str(cuda_home)
 

@@ -179,7 +179,8 @@ class TestTheFirstUse:
         started = Path(machine.cache, "started")
         Compiler(machine.compiler.path, action=f'touch "{started}"; sleep 100')
         arguments = [sys.executable, "-c", COMPILE, str(machine.torch), str(machine.cache)]
-        with subprocess.Popen(arguments, start_new_session=True, stderr=subprocess.DEVNULL) as process:
+        environment = {**os.environ, "TMPDIR": str(machine.cache.parent)}  # which the killed process does not clear
+        with subprocess.Popen(arguments, env=environment, start_new_session=True, stderr=subprocess.DEVNULL) as process:
             while not started.exists() and process.poll() is None:
                 time.sleep(0.02)
             os.killpg(process.pid, signal.SIGKILL)

@@ -89,7 +89,8 @@ inline void check_pooling(const std::vector<Tensor>& features, const Tensor& roi
     check_shape("features", level, {features[0].size(0), features[0].size(1), kAnySize, kAnySize});
     check_floating("features", level, features[0]);
     STD_TORCH_CHECK(level.scalar_type() == features[0].scalar_type(), "detlab: 'features' mixes types");
-    STD_TORCH_CHECK(rois.size(0) == 0 || level.numel() > 0 || level.size(1) == 0, "detlab: regions on an empty feature map");
+    STD_TORCH_CHECK(rois.size(0) == 0 || level.numel() > 0 || level.size(1) == 0,
+                    "detlab: regions on an empty feature map");
   }
   if (levels.has_value()) {
     check_shape("levels", *levels, {rois.size(0)});

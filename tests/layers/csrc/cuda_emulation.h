@@ -1,6 +1,6 @@
 // Enough of CUDA for the kernels of detlab/layers/csrc/cuda to run, slowly, on the CPU: each thread of a block is a
-// fiber that runs to the next barrier. Fibers take turns in another order after each barrier, and from block to block, so
-// that a kernel that lacks one gives wrong numbers here rather than on a GPU only.
+// fiber that runs to the next barrier. Fibers take turns in another order after each barrier, and from block to block,
+// so that a kernel that lacks one gives wrong numbers here rather than on a GPU only.
 #pragma once
 
 #include <torch/headeronly/util/BFloat16.h>
@@ -26,8 +26,8 @@ using std::ceil;
 using std::cos;
 using std::floor;
 using std::fma;
-using std::hypot;
 using std::sin;
+using std::sqrt;
 
 struct dim3 {
   unsigned x, y, z;
@@ -140,7 +140,7 @@ inline void __syncthreads() {
   threadIdx = own;
 }
 
-#define DETLAB_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
+#define DETLAB_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)   \
   detlab_emulation::launch(dim3(grid), dim3(block), shared_bytes, [&] { \
     (void)(stream);                                                     \
     kernel(__VA_ARGS__);                                                \

@@ -41,7 +41,7 @@ struct TurnedBoxes {
     quantities[3] = box[3] / 2;
     quantities[4] = std::cos(angle);
     quantities[5] = std::sin(angle);
-    quantities[6] = std::hypot(quantities[2], quantities[3]);
+    quantities[6] = std::sqrt(quantities[2] * quantities[2] + quantities[3] * quantities[3]);
   }
   static void suppress(const T* const* kept, int num_kept, const T* const* boxes, int64_t first, int64_t last,
                        T threshold, uint8_t* dead) {
@@ -55,8 +55,7 @@ class BoxPlanes {
 
  public:
   // Takes the boxes in `order`, or as they are where it is null.
-  BoxPlanes(const T* boxes, const int64_t* order, int64_t count)
-      : numbers_((count + kLanes<T>) * Boxes::kPlanes) {
+  BoxPlanes(const T* boxes, const int64_t* order, int64_t count) : numbers_((count + kLanes<T>)*Boxes::kPlanes) {
     for (int plane = 0; plane < Boxes::kPlanes; ++plane) {
       planes_[plane] = numbers_.data() + plane * (count + kLanes<T>);
     }

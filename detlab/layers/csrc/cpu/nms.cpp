@@ -322,13 +322,12 @@ Tensor box_iou_rotated(Tensor boxes1, Tensor boxes2) {
     const BoxPlanes<TurnedBoxes<T>> planes1(static_cast<const T*>(exact1.data_ptr()), nullptr, rows);
     const BoxPlanes<TurnedBoxes<T>> planes2(static_cast<const T*>(exact2.data_ptr()), nullptr, columns);
     T* target = static_cast<T*>(ious.data_ptr());
-    torch::stable::parallel_for(0, rows, std::max<int64_t>(1, 4096 / std::max<int64_t>(columns, 1)),
-                                [&](int64_t first, int64_t last) {
-                                  for (int64_t row = first; row < last; ++row) {
-                                    box_kernels<T>().iou_rotated(planes1.get(), row, planes2.get(), columns,
-                                                                 target + row * columns);
-                                  }
-                                });
+    torch::stable::parallel_for(
+        0, rows, std::max<int64_t>(1, 4096 / std::max<int64_t>(columns, 1)), [&](int64_t first, int64_t last) {
+          for (int64_t row = first; row < last; ++row) {
+            box_kernels<T>().iou_rotated(planes1.get(), row, planes2.get(), columns, target + row * columns);
+          }
+        });
   };
   if (wide == ScalarType::Double) {
     run(0.0);

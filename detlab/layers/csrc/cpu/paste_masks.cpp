@@ -99,8 +99,7 @@ void paste(const T* mask, int64_t rows, int64_t columns, const T* box, const Can
     }
     std::memset(row + work.xs.last, canvas.outside(), canvas.width - work.xs.last);
   }
-  std::memset(pixels + work.ys.last * canvas.width, canvas.outside(),
-              (canvas.height - work.ys.last) * canvas.width);
+  std::memset(pixels + work.ys.last * canvas.width, canvas.outside(), (canvas.height - work.ys.last) * canvas.width);
 }
 
 template <typename T>

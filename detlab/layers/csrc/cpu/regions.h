@@ -1,5 +1,5 @@
-// What the pooling kernels share: regions in the coordinates of their feature map, grouped by the map they read, and the
-// passage between a map's numbers and the cells of simd.h.
+// What the pooling kernels share: regions in the coordinates of their feature map, grouped by the map they read, and
+// the passage between a map's numbers and the cells of simd.h.
 #pragma once
 
 #include <algorithm>
@@ -77,8 +77,8 @@ int channels_in_cell(const Map<S>& map, int64_t first_channel) {
 template <typename S, typename T>
 void pack_window(const Map<S>& map, int64_t first_channel, const Window& window, T* cells) {
   const int channels = channels_in_cell(map, first_channel);
-  const S* source = map.data + first_channel * map.channel_stride + window.top * map.row_stride +
-                    window.left * map.column_stride;
+  const S* source =
+      map.data + first_channel * map.channel_stride + window.top * map.row_stride + window.left * map.column_stride;
   const auto pack = Storage<S>::kernels().pack;
   if (map.is_one_row() && window.width() == map.width) {
     pack(source, map.channel_stride, map.column_stride, window.area(), channels, cells);

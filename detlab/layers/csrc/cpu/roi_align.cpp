@@ -2,8 +2,8 @@
 //
 // A group is the regions of one image and level. Where they together read more than their part of the map holds, that
 // part is packed into cells once for each channel group and read from cache; where they read little, each region is
-// packed alone, or read in place if its cells lie in memory as they are. Backward gathers the gradient of a group in packed cells, regions in their order, so that the sums do
-// not depend on the number of threads.
+// packed alone, or read in place if its cells lie in memory as they are. Backward gathers the gradient of a group in
+// packed cells, regions in their order, so that the sums do not depend on the number of threads.
 
 #include <algorithm>
 #include <cmath>
@@ -294,8 +294,7 @@ Tensor roi_align_levels(std::vector<Tensor> features, Tensor rois, std::optional
 
 std::vector<Tensor> roi_align_levels_backward(Tensor grad, std::vector<Tensor> features, Tensor rois,
                                               std::optional<Tensor> levels, Sizes output_size, Scales scales,
-                                              int64_t sampling_ratio, bool aligned,
-                                              bool /*deterministic: always*/) {
+                                              int64_t sampling_ratio, bool aligned, bool /*deterministic: always*/) {
   check_pooling(features, rois, levels, output_size, scales);
   check_shape("grad", grad, {rois.size(0), features[0].size(1), output_size[0], output_size[1]});
   check_floating("grad", grad, features[0]);

@@ -32,9 +32,7 @@ struct OwnedBins {
   Window window = Window::nothing();
   bool is_finite = true;
 
-  BinTaps<T> view() const {
-    return {static_cast<int>(starts.size()) - 1, starts.data(), cells.data(), weights.data()};
-  }
+  BinTaps<T> view() const { return {static_cast<int>(starts.size()) - 1, starts.data(), cells.data(), weights.data()}; }
 };
 
 // roi: image, center x y, width, height, angle in degrees.
@@ -137,7 +135,8 @@ void find_bins(const C* roi, int64_t height, int64_t width, const RotatedSetting
     int64_t first_row, last_row, first, last;
     samples.possible_rows(&first_row, &last_row);
     for (int64_t i = first_row; i < last_row && grid.grid_w > 0; ++i) {
-      const C row_x = samples.across(i) * grid.sin + grid.center_x, row_y = samples.across(i) * grid.cos + grid.center_y;
+      const C row_x = samples.across(i) * grid.sin + grid.center_x,
+              row_y = samples.across(i) * grid.cos + grid.center_y;
       samples.possible_columns(i, &first, &last);
       for (int64_t j = first; j < last; ++j) {
         const C along = samples.along(j);

@@ -19,7 +19,8 @@ const SimdKernels& choose() {
   const bool up_to_avx2 = wish == nullptr || std::strcmp(wish, "default") != 0;
   const bool up_to_avx512 = up_to_avx2 && (wish == nullptr || std::strcmp(wish, "avx2") != 0);
   __builtin_cpu_init();
-  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool has_avx2 =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if (up_to_avx512 && has_avx512) return kAvx512Kernels;

@@ -93,7 +93,8 @@ struct BoxKernels {
 template <typename T>
 struct PasteKernels {
   // Pixel i shows line[left[i]] and line[left[i] + 1] mixed by share[i]; set if at least `threshold`.
-  void (*threshold_row)(const T* line, const int32_t* left, const T* share, int64_t count, T threshold, uint8_t* pixels);
+  void (*threshold_row)(const T* line, const int32_t* left, const T* share, int64_t count, T threshold,
+                        uint8_t* pixels);
   // The same as a number in 0..255.
   void (*soft_row)(const T* line, const int32_t* left, const T* share, int64_t count, uint8_t* pixels);
 };
@@ -122,9 +123,13 @@ const SimdKernels& simd();
 template <typename T>
 const PoolKernels<T>& pool_kernels();
 template <>
-inline const PoolKernels<float>& pool_kernels<float>() { return simd().pool_float; }
+inline const PoolKernels<float>& pool_kernels<float>() {
+  return simd().pool_float;
+}
 template <>
-inline const PoolKernels<double>& pool_kernels<double>() { return simd().pool_double; }
+inline const PoolKernels<double>& pool_kernels<double>() {
+  return simd().pool_double;
+}
 
 template <typename S>
 struct Storage;
@@ -152,15 +157,23 @@ struct Storage<BFloat16> {
 template <typename T>
 const BoxKernels<T>& box_kernels();
 template <>
-inline const BoxKernels<float>& box_kernels<float>() { return simd().box_float; }
+inline const BoxKernels<float>& box_kernels<float>() {
+  return simd().box_float;
+}
 template <>
-inline const BoxKernels<double>& box_kernels<double>() { return simd().box_double; }
+inline const BoxKernels<double>& box_kernels<double>() {
+  return simd().box_double;
+}
 
 template <typename T>
 const PasteKernels<T>& paste_kernels();
 template <>
-inline const PasteKernels<float>& paste_kernels<float>() { return simd().paste_float; }
+inline const PasteKernels<float>& paste_kernels<float>() {
+  return simd().paste_float;
+}
 template <>
-inline const PasteKernels<double>& paste_kernels<double>() { return simd().paste_double; }
+inline const PasteKernels<double>& paste_kernels<double>() {
+  return simd().paste_double;
+}
 
 }  // namespace detlab

@@ -464,7 +464,8 @@ DETLAB_INLINE void suppress_vector(const T* const* kept, int num_kept, const T* 
                                    T threshold, uint8_t* dead) {
   const Vec<T> x1 = load(boxes[0] + j), y1 = load(boxes[1] + j), x2 = load(boxes[2] + j), y2 = load(boxes[3] + j);
   const Vec<T> area = load(boxes[4] + j), zero = {};
-  const Vec<T> surely = splat(threshold * (1 + kRoundingSlack<T>)), perhaps = splat(threshold * (1 - kRoundingSlack<T>));
+  const Vec<T> surely = splat(threshold * (1 + kRoundingSlack<T>)),
+               perhaps = splat(threshold * (1 - kRoundingSlack<T>));
   const unsigned wanted = last - j < kWidth<T> ? (1u << (last - j)) - 1 : kAllBits<T>;
   Mask<T> sure = {}, possible = {};
   for (int k = 0; k < num_kept; ++k) {
@@ -523,11 +524,13 @@ template <typename T>
 DETLAB_INLINE Vec<T> iou_vector(const T* const* a, int64_t row, const T* const* b, int64_t j) {
   const Vec<T> cos_a = splat(a[4][row]), sin_a = splat(a[5][row]), cos_b = load(b[4] + j), sin_b = load(b[5] + j);
   const Vec<T> dx = load(b[0] + j) - a[0][row], dy = load(b[1] + j) - a[1][row];
-  const Vec<T> half_w = splat(a[2][row]), half_h = splat(a[3][row]), b_half_w = load(b[2] + j), b_half_h = load(b[3] + j);
+  const Vec<T> half_w = splat(a[2][row]), half_h = splat(a[3][row]), b_half_w = load(b[2] + j),
+               b_half_h = load(b[3] + j);
   // Angles are counter-clockwise as seen, in coordinates whose y points down.
   const Vec<T> x = dx * cos_a - dy * sin_a, y = dx * sin_a + dy * cos_a;
   const Vec<T> cos = cos_b * cos_a + sin_b * sin_a, sin = sin_b * cos_a - cos_b * sin_a;
-  const Vec<T> along_x = b_half_w * cos, along_y = -b_half_w * sin, across_x = b_half_h * sin, across_y = b_half_h * cos;
+  const Vec<T> along_x = b_half_w * cos, along_y = -b_half_w * sin, across_x = b_half_h * sin,
+               across_y = b_half_h * cos;
   const Vec<T> xs[4] = {x + along_x + across_x, x - along_x + across_x, x - along_x - across_x, x + along_x - across_x};
   const Vec<T> ys[4] = {y + along_y + across_y, y - along_y + across_y, y - along_y - across_y, y + along_y - across_y};
   const Vec<T> zero = {};
@@ -633,9 +636,19 @@ constexpr PasteKernels<T> kPaste = {threshold_row<T>, soft_row<T>};
 
 extern const SimdKernels DETLAB_TABLE;
 const SimdKernels DETLAB_TABLE = {
-    DETLAB_NAME, stream, finish_streaming,        kPool<float>,           kPool<double>,   kPack<float, float>,
-    kPack<double, double>, kPack<Half, float>,     kPack<BFloat16, float>, kBoxes<float>,
-    kBoxes<double>,      kPaste<float>,          kPaste<double>,
+    DETLAB_NAME,
+    stream,
+    finish_streaming,
+    kPool<float>,
+    kPool<double>,
+    kPack<float, float>,
+    kPack<double, double>,
+    kPack<Half, float>,
+    kPack<BFloat16, float>,
+    kBoxes<float>,
+    kBoxes<double>,
+    kPaste<float>,
+    kPaste<double>,
 };
 
 }  // namespace detlab

@@ -38,7 +38,8 @@ struct TurnedBox {
   __device__ static TurnedBox at(const T* numbers) {
     const T angle = numbers[4] * static_cast<T>(3.14159265358979323846 / 180);
     const T half_w = numbers[2] / 2, half_h = numbers[3] / 2;
-    return {numbers[0], numbers[1], half_w, half_h, ::cos(angle), ::sin(angle), ::hypot(half_w, half_h)};
+    return {
+        numbers[0], numbers[1], half_w, half_h, ::cos(angle), ::sin(angle), ::sqrt(half_w * half_w + half_h * half_h)};
   }
   __device__ T area() const { return 4 * half_w * half_h; }
 };

@@ -1,5 +1,5 @@
-// What the CUDA kernels share. They ask for nothing that a stream would have to wait for, except where a result's size is
-// not known beforehand.
+// What the CUDA kernels share. They ask for nothing that a stream would have to wait for, except where a result's size
+// is not known beforehand.
 #pragma once
 
 #if defined(DETLAB_EMULATE_CUDA)

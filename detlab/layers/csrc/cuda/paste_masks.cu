@@ -111,8 +111,8 @@ Tensor paste_masks(Tensor masks, Tensor boxes, int64_t height, int64_t width, do
   if (num_pixels == 0) return result;
   with_wide_type(wide, [&](auto number) {
     using T = decltype(number);
-    const Job<T> job = {read<T>(exact), read<T>(exact_boxes), masks.size(0), masks.size(1),
-                        masks.size(2),  height,               width,         static_cast<T>(threshold)};
+    const Job<T> job = {read<T>(exact), read<T>(exact_boxes),     masks.size(0), masks.size(1), masks.size(2), height,
+                        width,          static_cast<T>(threshold)};
     const auto kernel = paste_kernel<T>;
     DETLAB_LAUNCH(kernel, blocks_for(divide_up(num_pixels, kRun), kThreads), kThreads, 0, launch.stream(), job,
                   num_pixels, write<unsigned char>(result));

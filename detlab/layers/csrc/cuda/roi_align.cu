@@ -11,7 +11,7 @@ namespace {
 constexpr int kMaxLevels = 16;
 constexpr int kThreads = 256;
 constexpr int kChannelsPerBlock = 64;
-constexpr int kTile = 16;            // side of the square of cells that a block of the deterministic backward owns
+constexpr int kTile = 16;  // side of the square of cells that a block of the deterministic backward owns
 constexpr int kChannelsPerTile = 8;
 
 template <typename S>
@@ -53,8 +53,8 @@ struct Pooling {
   }
 };
 
-// The cells that a bin reads along an axis are `first`, `first + 1`, ... unless samples lie far apart; then some weigh 0.
-// Calls `visit(cell, weight)` with samples that meet in a cell added up, in increasing order for increasing samples.
+// The cells that a bin reads along an axis are `first`, `first + 1`, ... unless samples lie far apart; then some weigh
+// 0. Calls `visit(cell, weight)` with samples that meet in a cell added up, in increasing order for increasing samples.
 template <typename C, typename Visit>
 __device__ void visit_taps(const Axis<C>& axis, int bin, const Visit& visit) {
   int64_t first, last;
@@ -115,8 +115,8 @@ __device__ SharedTaps<T> divide_shared(unsigned char* memory, int64_t row_taps, 
 }
 
 template <typename C, typename T>
-__device__ void fill_taps(const Axis<C>& axis, int32_t* starts, int32_t* cells, T* weights, int64_t capacity, int thread,
-                          int num_threads) {
+__device__ void fill_taps(const Axis<C>& axis, int32_t* starts, int32_t* cells, T* weights, int64_t capacity,
+                          int thread, int num_threads) {
   for (int bin = thread; bin < axis.bins; bin += num_threads) {
     int count = 0;
     visit_taps(axis, bin, [&](int32_t, C) { ++count; });
@@ -262,8 +262,8 @@ __device__ bool may_read(const Axis<C>& axis, int64_t first_cell) {
   return high >= first && low <= static_cast<C>(first_cell + kTile);
 }
 
-// The deterministic backward: a thread owns a cell in some channels and adds up what reaches it, regions in their order.
-// Grid: (tiles of all images of the level, channel groups); block: kTile x kTile.
+// The deterministic backward: a thread owns a cell in some channels and adds up what reaches it, regions in their
+// order. Grid: (tiles of all images of the level, channel groups); block: kTile x kTile.
 template <typename S, typename C, typename T>
 __global__ void collect_kernel(Pooling<S, C> pooling, int level_index, const S* __restrict__ grad) {
   DETLAB_DYNAMIC_SHARED(memory);
@@ -360,8 +360,8 @@ Plan plan_regions(const std::vector<Tensor>& maps, int64_t num_rois, const Sizes
   if (plan.bytes > kGrantedToAll) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(plan.bytes)));
   }
-  plan.grid = dim3(static_cast<unsigned>(num_rois),
-                   static_cast<unsigned>(divide_up(maps[0].size(1), kChannelsPerBlock)));
+  plan.grid =
+      dim3(static_cast<unsigned>(num_rois), static_cast<unsigned>(divide_up(maps[0].size(1), kChannelsPerBlock)));
   plan.channels_last = maps[0].stride(1) == 1 && maps[0].stride(3) != 1;
   return plan;
 }
@@ -383,8 +383,7 @@ void spread(const Tensor& grad, const std::vector<Tensor>& sums, const Regions& 
   using T = Wide<S>;
   const auto kernel = spread_kernel<S, C, T>;
   const Plan plan = plan_regions<T>(sums, regions.rois.size(0), output_size, sampling_ratio, kernel);
-  const auto pooling =
-      describe<T, C>(sums, regions.rois, regions.levels, output_size, scales, sampling_ratio, aligned);
+  const auto pooling = describe<T, C>(sums, regions.rois, regions.levels, output_size, scales, sampling_ratio, aligned);
   DETLAB_LAUNCH(kernel, plan.grid, kThreads, plan.bytes, stream, pooling, plan.row_taps, plan.column_taps,
                 plan.channels_last, read<S>(grad));
 }
@@ -413,8 +412,8 @@ Tensor roi_align_levels(std::vector<Tensor> features, Tensor rois, std::optional
   check_pooling(features, rois, levels, output_size, scales);
   const Launch launch(features[0]);
   const Regions regions(rois, levels);
-  const Tensor output = new_tensor(
-      features[0], {rois.size(0), features[0].size(1), output_size[0], output_size[1]}, features[0].scalar_type());
+  const Tensor output = new_tensor(features[0], {rois.size(0), features[0].size(1), output_size[0], output_size[1]},
+                                   features[0].scalar_type());
   if (output.numel() == 0) return output;
   with_type(features[0].scalar_type(), [&](auto number) {
     with_wide_type(regions.rois.scalar_type(), [&](auto coordinate) {
@@ -425,8 +424,8 @@ Tensor roi_align_levels(std::vector<Tensor> features, Tensor rois, std::optional
       const Plan plan = plan_regions<T>(features, rois.size(0), output_size, sampling_ratio, kernel);
       const auto pooling =
           describe<S, C>(features, regions.rois, regions.levels, output_size, scales, sampling_ratio, aligned);
-      DETLAB_LAUNCH(kernel, plan.grid, kThreads, plan.bytes, launch.stream(), pooling, plan.row_taps,
-                    plan.column_taps, plan.channels_last, write<S>(output));
+      DETLAB_LAUNCH(kernel, plan.grid, kThreads, plan.bytes, launch.stream(), pooling, plan.row_taps, plan.column_taps,
+                    plan.channels_last, write<S>(output));
     });
   });
   return output;

@@ -61,9 +61,18 @@ struct TurnedRegion {
   __device__ void visit_bin(int bin_y, int bin_x, int64_t height, int64_t width, const Visit& visit) const {
     if (grid_h < 1 || grid_w < 1) return;
     const C share = 1 / (static_cast<C>(grid_h) * static_cast<C>(grid_w));
-    const TurnedBin<C> bin = {center_x, center_y, cos, sin,
-                              left + static_cast<C>(bin_x) * bin_w, top + static_cast<C>(bin_y) * bin_h,
-                              bin_w, bin_h, grid_h, grid_w, height, width};
+    const TurnedBin<C> bin = {center_x,
+                              center_y,
+                              cos,
+                              sin,
+                              left + static_cast<C>(bin_x) * bin_w,
+                              top + static_cast<C>(bin_y) * bin_h,
+                              bin_w,
+                              bin_h,
+                              grid_h,
+                              grid_w,
+                              height,
+                              width};
     int64_t first_row, last_row, first, last;
     bin.possible_rows(&first_row, &last_row);
     for (int64_t i = first_row; i < last_row; ++i) {
@@ -102,9 +111,10 @@ __global__ void pool_kernel(Maps<S> maps, const C* __restrict__ rois, Grid<C> gr
     }
     const S* plane = maps.data + region.image * maps.image_stride + (first_channel + channel) * maps.channel_stride;
     T sum = 0;
-    region.visit_bin(bin / grid.bins_w, bin % grid.bins_w, maps.height, maps.width, [&](int32_t y, int32_t x, C weight) {
-      sum = fma(static_cast<T>(weight), static_cast<T>(plane[y * maps.row_stride + x * maps.column_stride]), sum);
-    });
+    region.visit_bin(
+        bin / grid.bins_w, bin % grid.bins_w, maps.height, maps.width, [&](int32_t y, int32_t x, C weight) {
+          sum = fma(static_cast<T>(weight), static_cast<T>(plane[y * maps.row_stride + x * maps.column_stride]), sum);
+        });
     target[i] = static_cast<S>(sum);
   }
 }
@@ -123,9 +133,10 @@ __global__ void spread_kernel(Maps<T> sums, const C* __restrict__ rois, Grid<C> 
     const int channel = i / num_bins, bin = i % num_bins;
     T* plane = sums.data + region.image * sums.image_stride + (first_channel + channel) * sums.channel_stride;
     const T value = static_cast<T>(source[i]);
-    region.visit_bin(bin / grid.bins_w, bin % grid.bins_w, sums.height, sums.width, [&](int32_t y, int32_t x, C weight) {
-      atomicAdd(plane + y * sums.row_stride + x * sums.column_stride, static_cast<T>(weight) * value);
-    });
+    region.visit_bin(bin / grid.bins_w, bin % grid.bins_w, sums.height, sums.width,
+                     [&](int32_t y, int32_t x, C weight) {
+                       atomicAdd(plane + y * sums.row_stride + x * sums.column_stride, static_cast<T>(weight) * value);
+                     });
   }
 }
 

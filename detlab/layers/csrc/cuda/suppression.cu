@@ -146,7 +146,9 @@ __global__ void settle_window(Candidates<Box> candidates, Window window, Outcome
   if (is_settled(candidates, outcome, window, image)) return;
   const int count = end_of(candidates, window, image) - window.first, words = (count + kWord - 1) / kWord;
   const Word* overlaps = window.overlaps + static_cast<int64_t>(image) * window.words * kWord * window.words;
-  const auto row = [&](int word, int bit) { return overlaps + static_cast<int64_t>(word * kWord + bit) * window.words; };
+  const auto row = [&](int word, int bit) {
+    return overlaps + static_cast<int64_t>(word * kWord + bit) * window.words;
+  };
   int64_t num_kept = outcome.num_kept[image];
   for (int w = thread; w < words; w += blockDim.x) removed[w] = window.removed[image * window.words + w];
   if (group == 0) own_overlaps[0][lane] = row(0, lane)[0];
@@ -270,7 +272,8 @@ Kept suppress(const Tensor& boxes, const Tensor& scores, const std::optional<Ten
   const Kept kept = {padding == Padding::kNone ? numbers(kept_shape) : zeros(kept_shape), zeros({num_images})};
   if (num_images == 0 || count == 0 || max_kept == 0) return kept;
   STD_TORCH_CHECK(count < int64_t{1} << 30, "detlab: too many boxes to suppress: ", count);
-  const int64_t num_windows = divide_up(count, kWindow), most_words = divide_up(std::min<int64_t>(count, kWindow), kWord);
+  const int64_t num_windows = divide_up(count, kWindow),
+                most_words = divide_up(std::min<int64_t>(count, kWindow), kWord);
   // What begins at zero, filled in one go: the counts of real candidates, and each window's flags of removed ones.
   const Tensor state = zeros({num_images + num_windows * num_images * most_words});
   int64_t* num_real = write<int64_t>(state);
@@ -376,8 +379,8 @@ Tensor box_iou_rotated(Tensor boxes1, Tensor boxes2) {
       const int64_t count = std::min(rows - first, kRowsPerLaunch);
       const dim3 grid(static_cast<unsigned>(divide_up(columns, kPairThreads)),
                       static_cast<unsigned>(divide_up(count, kPairRows)));
-      DETLAB_LAUNCH(kernel, grid, kPairThreads, 0, launch.stream(), read<T>(exact1) + first * 5, count,
-                    read<T>(exact2), columns, write<T>(ious) + first * columns);
+      DETLAB_LAUNCH(kernel, grid, kPairThreads, 0, launch.stream(), read<T>(exact1) + first * 5, count, read<T>(exact2),
+                    columns, write<T>(ious) + first * columns);
     }
   });
   return ious;
