@@ -7,7 +7,6 @@ import torch
 
 from tests.layers.backends import BACKENDS, Backend
 
-
 # Hundreds of skipped tests would hide the one that matters; tests that ask for "cuda" by name say that there is no GPU.
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
