@@ -53,8 +53,8 @@ struct Pooling {
   }
 };
 
-// The cells that a bin reads along an axis are `first`, `first + 1`, ... unless samples lie far apart; then some weigh
-// 0. Calls `visit(cell, weight)` with samples that meet in a cell added up, in increasing order for increasing samples.
+// Calls `visit(cell, weight)` for the cells that a bin reads along an axis, with samples that meet in a cell added up,
+// in increasing order for increasing samples.
 template <typename C, typename Visit>
 __device__ void visit_taps(const Axis<C>& axis, int bin, const Visit& visit) {
   int64_t first, last;
@@ -337,6 +337,14 @@ Pooling<S, C> describe(const std::vector<Tensor>& maps, const Tensor& rois, cons
   return pooling;
 }
 
+// More shared memory than any kernel gets unasked, which output sizes of hundreds of bins need.
+template <typename Kernel>
+void grant_shared(Kernel kernel, int64_t bytes) {
+  constexpr int64_t kGrantedToAll = 48 * 1024;
+  if (bytes <= kGrantedToAll) return;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
+}
+
 // How the kernels that work region by region are launched.
 struct Plan {
   dim3 grid;
@@ -356,10 +364,7 @@ Plan plan_regions(const std::vector<Tensor>& maps, int64_t num_rois, const Sizes
   plan.row_taps = most_taps(height, output_size[0], sampling_ratio);
   plan.column_taps = most_taps(width, output_size[1], sampling_ratio);
   plan.bytes = shared_bytes<T>(plan.row_taps, plan.column_taps, output_size[0], output_size[1]);
-  constexpr int64_t kGrantedToAll = 48 * 1024;
-  if (plan.bytes > kGrantedToAll) {
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(plan.bytes)));
-  }
+  grant_shared(kernel, plan.bytes);
   plan.grid =
       dim3(static_cast<unsigned>(num_rois), static_cast<unsigned>(divide_up(maps[0].size(1), kChannelsPerBlock)));
   plan.channels_last = maps[0].stride(1) == 1 && maps[0].stride(3) != 1;
@@ -396,6 +401,7 @@ void collect(const Tensor& grad, const std::vector<Tensor>& grads, const Regions
   const auto pooling =
       describe<S, C>(grads, regions.rois, regions.levels, output_size, scales, sampling_ratio, aligned);
   const int64_t bytes = (output_size[0] + output_size[1]) * kTile * static_cast<int64_t>(sizeof(T));
+  grant_shared(kernel, bytes);
   for (size_t level = 0; level < grads.size(); ++level) {
     const Tensor& map = grads[level];
     if (map.numel() == 0) continue;

@@ -122,8 +122,9 @@ __global__ void compare_in_window(Candidates<Box> candidates, Window window, Out
   if (window.first + row >= end || first_other >= end) return;
   const int64_t index = first_box + window.first + row;
   const int count = at_most(kWord, end - first_other);
-  Word word = others.overlapping(candidates.boxes[index], candidates.class_of(index), count, candidates.threshold);
-  if (blockIdx.x == blockIdx.y) word &= ~((Word{2} << thread) - 1);
+  // Bits of better candidates are not cleared: the walk is past them.
+  const Word word =
+      others.overlapping(candidates.boxes[index], candidates.class_of(index), count, candidates.threshold);
   window.overlaps[(static_cast<int64_t>(image) * window.words * kWord + row) * window.words + blockIdx.x] = word;
 }
 
