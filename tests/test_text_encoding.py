@@ -29,8 +29,9 @@ def text_calls_without_encoding(source: str) -> list[int]:
             ]
             modes = [value for value in constants if isinstance(value, str) and set(value) <= set("rwaxbt+")]
             is_binary = "b" in modes[-1] if modes else name == "NamedTemporaryFile"
-            passes_mode = any(isinstance(a, ast.Name) and a.id == "mode" for a in node.args)
-            if not is_binary and not passes_mode:
+            # A mode that the caller chose, or one put together here.
+            is_unknown = any(isinstance(a, ast.JoinedStr) or getattr(a, "id", "") == "mode" for a in node.args)
+            if not is_binary and not is_unknown:
                 lines.append(node.lineno)
     return lines
 
