@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import multiprocessing
 import os
 import resource
@@ -61,6 +62,7 @@ def run_limited(call: Callable[..., Any], *args: Any, seconds: float = 20, more_
 
 
 def _run(sending: Any, call: Callable[..., Any], args: tuple, more_bytes: int) -> None:
+    faulthandler.disable()
     # Threads of the parent's pools do not exist here; a library that waits for them would wait for ever.
     os.environ["OMP_NUM_THREADS"] = "1"
     with contextlib.suppress(ImportError):
