@@ -22,7 +22,7 @@ from detlab.checkpoint.formats import find_unloadable, read_checkpoint
 from detlab.checkpoint.key_report import ShapeMismatch, describe_mismatches, describe_names
 from detlab.checkpoint.torchvision_names import are_torchvision_resnet_names, convert_torchvision_resnet_names
 from detlab.utils import comm
-from detlab.utils.file_io import PathManager, write_atomically
+from detlab.utils.file_io import PathManager, open_text, write_atomically
 
 __all__ = ["DetectionCheckpointer"]
 
@@ -283,7 +283,7 @@ class DetectionCheckpointer(Checkpointer):
         """
         if not self.has_checkpoint():
             return ""
-        with self.path_manager.open(os.path.join(self.save_dir, LAST_CHECKPOINT), "r") as file:
+        with open_text(os.path.join(self.save_dir, LAST_CHECKPOINT)) as file:
             name = file.read().strip()
         path = os.path.join(self.save_dir, name)
         if not name or not self.path_manager.isfile(path):

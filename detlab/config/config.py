@@ -22,7 +22,7 @@ from yacs.config import CfgNode as _YacsCfgNode
 from detlab.config.compat import LATEST_VERSION, guess_version, upgrade_config
 from detlab.config.defaults import DEFAULTS
 from detlab.config.nearest import did_you_mean
-from detlab.utils.file_io import PathManager
+from detlab.utils.file_io import open_text
 
 
 class UnknownKeyError(KeyError):
@@ -55,8 +55,8 @@ class CfgNode(_FvcoreCfgNode):
         raise AttributeError(f"this section of the config has no {name!r}{hint}")
 
     @classmethod
-    def _open_cfg(cls, filename: str) -> IO[str] | IO[bytes]:
-        return PathManager.open(filename, "r")
+    def _open_cfg(cls, filename: str) -> IO[str]:
+        return open_text(filename)
 
     @classmethod
     def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:

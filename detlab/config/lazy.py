@@ -25,7 +25,7 @@ import yaml
 from detlab.config.config import UnknownKeyError, load_yaml
 from detlab.config.instantiate import TARGET, dotted_name, dump_dataclass, resolve_target
 from detlab.config.nearest import did_you_mean
-from detlab.utils.file_io import PathManager
+from detlab.utils.file_io import PathManager, read_text, write_atomically
 from detlab.utils.registry import locate
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class LazyConfig:
         plain = _saveable(_container(cfg), "cfg", lost)
         if lost:
             logger.warning("%s cannot be loaded back as it was; written as text: %s", filename, ", ".join(lost))
-        with PathManager.open(filename, "w") as stream:
+        with write_atomically(filename, "w") as stream:
             stream.write(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
 
     @staticmethod
@@ -162,8 +162,7 @@ def _pick(values: Mapping[str, Any], key: str, filename: str) -> Any:
 
 
 def _read_yaml(filename: str) -> DictConfig:
-    with PathManager.open(filename, "r") as stream:
-        values = load_yaml(stream.read(), filename)
+    values = load_yaml(read_text(filename, "config file"), filename)
     if not isinstance(values, dict):
         raise ValueError(f"{filename} should hold named configs, but is a {type(values).__name__}")
     return _as_config(values)
@@ -174,8 +173,7 @@ def _run_file(filename: str, importers: tuple[str, ...]) -> dict[str, Any]:
     path = filename if "://" in filename else os.path.abspath(filename)
     if path in importers:
         raise ImportError(f"config files import each other in a circle: {' -> '.join([*importers, path])}")
-    with PathManager.open(path, "r") as stream:
-        code = compile(stream.read(), path, "exec")
+    code = compile(read_text(path, "config file"), path, "exec")
     module = ModuleType("detlab_config_" + re.sub(r"\W", "_", os.path.splitext(path)[0]))
     # Dataclasses look their module up, and so does pickle for functions.
     sys.modules[module.__name__] = module

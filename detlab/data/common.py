@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
 
-from detlab.data.datasets.disk import no_garbage_collection
+from detlab.utils.garbage import no_garbage_collection
 from detlab.utils.serialize import PicklableWrapper
 
 __all__ = [

@@ -37,7 +37,7 @@ from detlab.utils import comm
 from detlab.utils.collect_env import collect_env_info
 from detlab.utils.env import seed_all_rng
 from detlab.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
-from detlab.utils.file_io import PathManager
+from detlab.utils.file_io import PathManager, write_atomically
 from detlab.utils.logger import setup_logger
 from detlab.utils.optional import available
 from detlab.utils.user_modules import import_user_modules
@@ -208,7 +208,7 @@ def _log_environment(cfg: CfgNode | DictConfig, args: argparse.Namespace, output
     if getattr(args, "eval_only", False) and PathManager.isfile(path):
         return
     if isinstance(cfg, CfgNode):
-        with PathManager.open(path, "w") as file:
+        with write_atomically(path, "w") as file:
             file.write(text)
     else:
         LazyConfig.save(cfg, path)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ import numpy as np
 from pycocotools.cocoeval import COCOeval
 
 from detlab.evaluation.fast_eval_api import COCOeval_opt
-from detlab.utils.file_io import PathManager
+from detlab.utils.file_io import read_json
 from detlab.utils.optional import available, require
 
 logger = logging.getLogger(__name__)
@@ -99,12 +98,7 @@ def read_ground_truth(json_file: str) -> dict[str, Any]:
     Raises:
         ValueError: the file is no json, or not in COCO's form.
     """
-    with PathManager.open(json_file, "r") as file:
-        try:
-            dataset = json.load(file)
-        except ValueError as error:
-            raise ValueError(f"{json_file} is not valid json ({error})") from error
-    return checked_ground_truth(dataset, json_file)
+    return checked_ground_truth(read_json(json_file, "annotation file"), json_file)
 
 
 def checked_ground_truth(dataset: dict[str, Any], source: str) -> dict[str, Any]:

@@ -5,7 +5,6 @@ Shapes: N detections in one image of H x W pixels, J keypoints.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections import OrderedDict
@@ -36,7 +35,7 @@ from detlab.evaluation.evaluator import DatasetEvaluator
 from detlab.structures.boxes import BoxMode
 from detlab.structures.instances import Instances
 from detlab.utils import comm
-from detlab.utils.file_io import PathManager, write_atomically
+from detlab.utils.file_io import PathManager, write_atomically, write_json
 from detlab.utils.logger import create_small_table
 
 logger = logging.getLogger(__name__)
@@ -196,8 +195,7 @@ class COCOEvaluator(DatasetEvaluator):
         if self._output_dir:
             path = os.path.join(self._output_dir, RESULTS_FILE)
             logger.info(f"Saving results to {path}")
-            with write_atomically(path, "w") as file:
-                file.write(json.dumps(detections))
+            write_json(path, detections)
         ground_truth = self._ground_truth()
         if "annotations" not in ground_truth:
             logger.info(f"the annotations of {self._dataset_name!r} are not public: results saved, nothing evaluated")

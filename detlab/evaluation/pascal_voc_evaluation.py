@@ -18,7 +18,7 @@ import numpy as np
 from detlab.data.catalog import MetadataCatalog
 from detlab.evaluation.evaluator import DatasetEvaluator
 from detlab.utils import comm
-from detlab.utils.file_io import PathManager
+from detlab.utils.file_io import PathManager, read_text
 from detlab.utils.logger import create_small_table
 
 logger = logging.getLogger(__name__)
@@ -127,8 +127,7 @@ def _once_per_image(parts: Sequence[list[Detection]]) -> list[Detection]:
 
 
 def _read_image_set(path: str) -> list[str]:
-    with PathManager.open(path, "r") as file:
-        return [line.split()[0] for line in file if line.strip()]
+    return [line.split()[0] for line in read_text(path, "list of images").splitlines() if line.strip()]
 
 
 @cache
@@ -139,7 +138,7 @@ def parse_rec(filename: str) -> list[dict[str, Any]]:
         Dicts with ``name``, ``pose``, ``truncated``, ``difficult``, and ``bbox`` [x1, y1, x2, y2] in whole pixels
         counted from 1. The lists are kept and shared: do not change them.
     """
-    with PathManager.open(filename, "r") as file:
+    with PathManager.open(filename, "rb") as file:
         root = ElementTree.parse(file).getroot()
     return [
         {
@@ -249,8 +248,8 @@ def voc_eval(
     """
     image_ids = _read_image_set(imagesetfile)
     records = {image_id: parse_rec(annopath.format(image_id)) for image_id in image_ids}
-    with PathManager.open(detpath.format(classname), "r") as file:
-        rows = [line.split() for line in file if line.strip()]
+    lines = read_text(detpath.format(classname), "file of detections").splitlines()
+    rows = [line.split() for line in lines if line.strip()]
     detections = [Detection(row[0], float(row[1]), np.array(row[2:6], dtype=float)) for row in rows]
     curve = match_class(detections, _targets_of_class(records, classname), ovthresh)
     return curve.recall, curve.precision, voc_ap(curve.recall, curve.precision, use_07_metric)

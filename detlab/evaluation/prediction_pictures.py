@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ from detlab.data.catalog import DatasetCatalog, MetadataCatalog
 from detlab.structures.boxes import Boxes
 from detlab.structures.instances import Instances
 from detlab.utils.colormap import colormap
-from detlab.utils.file_io import PathManager, write_atomically
+from detlab.utils.file_io import read_json, write_atomically
 from detlab.utils.image import read_image
 from detlab.utils.visualizer import ColorMode, GenericMask, Visualizer
 
@@ -29,8 +28,7 @@ def read_results(json_file: str) -> dict[Any, list[dict[str, Any]]]:
     Raises:
         ValueError: the file is not a list of predictions.
     """
-    with PathManager.open(json_file, "r") as file:
-        results = json.load(file)
+    results = read_json(json_file, "file of results")
     if not isinstance(results, list) or not all("image_id" in result for result in results):
         raise ValueError(f"{json_file} is not in COCO's results format: a list of objects with an image_id each")
     by_image = defaultdict(list)
@@ -226,6 +224,5 @@ def write_picture(picture: np.ndarray, path: str) -> None:
     """(H, W, 3) uint8 RGB as the format of the suffix; a missing directory is made."""
     from PIL import Image
 
-    PathManager.mkdirs(os.path.dirname(os.path.abspath(path)))
     with write_atomically(path) as file:
         Image.fromarray(picture).save(file, format=Image.registered_extensions()[os.path.splitext(path)[1].lower()])

@@ -6,7 +6,6 @@ Shapes: K classes, images of H x W pixels.
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import os
 from collections import OrderedDict
@@ -18,7 +17,7 @@ import numpy as np
 from detlab.data.catalog import DatasetCatalog, MetadataCatalog
 from detlab.evaluation.evaluator import DatasetEvaluator
 from detlab.utils import comm
-from detlab.utils.file_io import PathManager, write_atomically
+from detlab.utils.file_io import PathManager, write_atomically, write_json
 from detlab.utils.logger import create_small_table
 
 logger = logging.getLogger(__name__)
@@ -143,8 +142,7 @@ class SemSegEvaluator(DatasetEvaluator):
 
         assert self._output_dir is not None
         PathManager.mkdirs(self._output_dir)
-        with write_atomically(os.path.join(self._output_dir, "sem_seg_predictions.json"), "w") as text_file:
-            text_file.write(json.dumps(predictions))
+        write_json(os.path.join(self._output_dir, "sem_seg_predictions.json"), predictions)
         with write_atomically(os.path.join(self._output_dir, "sem_seg_evaluation.pth")) as file:
             torch.save(metrics, file)
 

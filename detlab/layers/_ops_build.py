@@ -146,7 +146,7 @@ def _obstacle_for_cuda() -> str | None:
 
 
 def _torch_version(torch_dir: Path) -> tuple[int, int]:
-    match = re.search(r"__version__ = '(\d+)\.(\d+)", (torch_dir / "version.py").read_text())
+    match = re.search(r"__version__ = '(\d+)\.(\d+)", (torch_dir / "version.py").read_text(encoding="utf-8"))
     return (int(match[1]), int(match[2])) if match else (0, 0)
 
 

@@ -218,6 +218,6 @@ def _locked(path: Path) -> Iterator[None]:
     """Held by one process at a time; the system lets go of it when that process ends, however it ends."""
     import fcntl
 
-    with path.open("w") as file:
+    with path.open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

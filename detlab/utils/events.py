@@ -18,7 +18,7 @@ import torch
 from fvcore.common.history_buffer import HistoryBuffer
 from torch import Tensor
 
-from detlab.utils.file_io import PathManager
+from detlab.utils.file_io import PathManager, open_text
 from detlab.utils.optional import require
 
 __all__ = [
@@ -307,7 +307,7 @@ class JSONWriter(EventWriter):
 
     def __init__(self, json_file: str, window_size: int = 20):
         starts_mid_line = _ends_inside_a_line(json_file)
-        self._file = PathManager.open(json_file, "a")
+        self._file = open_text(json_file, "a")
         if starts_mid_line:
             self._file.write("\n")
         self._window_size = window_size

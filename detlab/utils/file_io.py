@@ -1,16 +1,38 @@
-"""One file system for the package: local paths, http(s) addresses, and ``detectron2://`` for the reference's zoo."""
+"""One file system for the package: local paths, http(s) addresses, and ``detectron2://`` for the reference's zoo.
+
+Also the one way to read and write: text is UTF-8 on every machine, files are written whole or not at all, and what
+cannot be read is named.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import io
+import json
 import os
+import re
+import secrets
+import socket
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import IO, Any, TextIO
 
 from iopath.common.file_io import HTTPURLHandler, PathHandler
 from iopath.common.file_io import PathManager as _IopathManager
 
-__all__ = ["PathHandler", "PathManager", "RedirectHandler", "write_atomically"]
+from detlab.utils.garbage import no_garbage_collection
+
+__all__ = [
+    "PathHandler",
+    "PathManager",
+    "RedirectHandler",
+    "is_running",
+    "locked",
+    "open_text",
+    "read_json",
+    "read_text",
+    "write_atomically",
+    "write_json",
+]
 
 
 class RedirectHandler(PathHandler):
@@ -50,26 +72,99 @@ PathManager.register_handler(HTTPURLHandler())
 PathManager.register_handler(RedirectHandler("detectron2://", "https://dl.fbaipublicfiles.com/detectron2/"))
 
 
+# --------------------------------------------------------------------------------------------------------- reading
+
+
+def open_text(path: str, mode: str = "r") -> TextIO:
+    """Opens a text file as UTF-8, whatever the locale says; a byte order mark at its start is no part of the text.
+
+    Args:
+        path: local, or an address.
+        mode: ``"r"``, ``"w"`` or ``"a"``.
+    """
+    stream = PathManager.open(path, f"{mode}b")
+    return io.TextIOWrapper(stream, encoding="utf-8-sig" if mode == "r" else "utf-8")
+
+
+def read_text(path: str, what: str = "file") -> str:
+    """The content of a text file.
+
+    Args:
+        path: local, or an address.
+        what: what the file is, for messages.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not UTF-8.
+    """
+    _check_is_file(path, what)
+    try:
+        with open_text(path) as stream:
+            return stream.read()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"the {what} {path} is not text in UTF-8 (byte {error.start}: {error.reason}); is it the right file? If it "
+            "is text in another encoding, save it as UTF-8"
+        ) from None
+
+
+def read_json(path: str, what: str = "file") -> Any:
+    """The content of a json file in UTF-8, 16 or 32, with or without a byte order mark.
+
+    Args:
+        path: local, or an address.
+        what: what the file is, for messages.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not json, or nested more deeply than Python can follow.
+    """
+    _check_is_file(path, what)
+    with PathManager.open(path, "rb") as stream, no_garbage_collection():
+        try:
+            return json.loads(stream.read())
+        except RecursionError:
+            raise ValueError(f"the {what} {path} nests lists or objects too deeply to be read") from None
+        except ValueError as error:
+            raise ValueError(f"the {what} {path} is not valid json ({error}); is the download complete?") from None
+
+
+def _check_is_file(path: str, what: str) -> None:
+    if PathManager.isfile(path):
+        return
+    if "://" not in path and os.path.exists(path):
+        # A pipe would be waited for until somebody writes to it.
+        raise ValueError(f"the {what} {path} is no file but a folder, pipe or device")
+    raise FileNotFoundError(f"the {what} {path} does not exist")
+
+
+# --------------------------------------------------------------------------------------------------------- writing
+
+
 @contextlib.contextmanager
 def write_atomically(path: str, mode: str = "wb") -> Iterator[IO[Any]]:
     """Opens a file that takes the place of ``path`` only when the block ends without an error.
 
-    The content goes to a hidden file in the same directory, is flushed to the disk, and renamed. A process that is
-    killed meanwhile leaves the earlier content of ``path``; what it leaves of the hidden file is overwritten by the
-    next attempt. Addresses of other storage are written directly: what that guarantees is theirs.
+    The content goes to a hidden file of this writer's own in the same directory, is flushed to the disk, and renamed:
+    of several writers at a time the last one's file stays, whole. A process that is killed meanwhile leaves the
+    earlier content of ``path``; what it leaves of the hidden file is removed by the next writer of the same file on
+    the same machine. Addresses of other storage are written directly: what that guarantees is theirs.
 
     Args:
-        path: where the file shall be; the directory must exist.
-        mode: ``"wb"`` or ``"w"``.
+        path: where the file shall be; its directory is made.
+        mode: ``"wb"``, or ``"w"`` for text in UTF-8.
     """
+    encoding = None if "b" in mode else "utf-8"
     if "://" in path:
-        with PathManager.open(path, mode) as file:
+        with open_text(path, mode) if encoding else PathManager.open(path, mode) as file:
             yield file
         return
     folder, name = os.path.split(os.path.abspath(path))
-    partial = os.path.join(folder, f".{name}.partial")
+    os.makedirs(folder, exist_ok=True)
+    _remove_abandoned(folder, name)
+    partial = os.path.join(folder, f".{name}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}.partial")
     try:
-        with open(partial, mode) as file:
+        with open(partial, mode.replace("w", "x"), encoding=encoding) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -81,6 +176,46 @@ def write_atomically(path: str, mode: str = "wb") -> Iterator[IO[Any]]:
     _sync_directory(folder)
 
 
+def write_json(path: str, content: Any) -> None:
+    """Writes a json file, whole or not at all; the same content gives the same bytes on every platform.
+
+    Raises:
+        TypeError: something in ``content`` has no form in json; nothing was written.
+    """
+    data = json.dumps(content, separators=(",", ":")).encode("ascii")
+    with write_atomically(path) as stream:
+        stream.write(data)
+
+
+def _host() -> str:
+    return re.sub(r"[^\w-]", "-", socket.gethostname())
+
+
+def _remove_abandoned(folder: str, name: str) -> None:
+    """Removes what writers of this file that were killed on this machine have left."""
+    pattern = re.compile(rf"\.{re.escape(name)}\.{re.escape(_host())}\.(\d+)\.[0-9a-f]+\.partial")
+    for other in os.listdir(folder):
+        match = pattern.fullmatch(other)
+        if match is not None and not is_running(int(match.group(1))):
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.join(folder, other))
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process with this number runs on this machine; True where the system cannot say."""
+    if os.name == "nt":
+        # There, os.kill would end it.
+        return True
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        # It belongs to somebody else.
+        return True
+    return True
+
+
 def _sync_directory(folder: str) -> None:
     """Makes a rename in the directory survive a power cut, where the system can."""
     with contextlib.suppress(OSError):
@@ -89,3 +224,16 @@ def _sync_directory(folder: str) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+@contextlib.contextmanager
+def locked(path: str) -> Iterator[None]:
+    """Lets one process at a time, of those on this machine that name the same ``path``, into the block."""
+    import portalocker
+
+    folder, name = os.path.split(os.path.abspath(path))
+    os.makedirs(folder, exist_ok=True)
+    with portalocker.Lock(
+        os.path.join(folder, f".{name}.lock"), timeout=3600, check_interval=0.2, fail_when_locked=False
+    ):
+        yield

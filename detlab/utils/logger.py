@@ -14,7 +14,7 @@ from typing import Any
 from tabulate import tabulate
 from termcolor import colored
 
-from detlab.utils.file_io import PathManager
+from detlab.utils.file_io import PathManager, open_text
 
 __all__ = ["create_small_table", "log_every_n", "log_every_n_seconds", "log_first_n", "setup_logger"]
 
@@ -74,7 +74,7 @@ class _FileHandler(logging.StreamHandler):
         folder = os.path.dirname(path)
         if folder:
             PathManager.mkdirs(folder)
-        super().__init__(PathManager.open(path, "a"))
+        super().__init__(open_text(path, "a"))
         self.path = path
 
     def close(self) -> None:

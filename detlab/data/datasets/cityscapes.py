@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +15,7 @@ from detlab.data.catalog import DatasetDicts
 from detlab.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
 from detlab.structures.boxes import BoxMode
 from detlab.utils import comm
-from detlab.utils.file_io import PathManager
+from detlab.utils.file_io import PathManager, read_json
 from detlab.utils.image import read_image
 from detlab.utils.mask_codes import encode_bitmap
 from detlab.utils.optional import require
@@ -137,8 +136,7 @@ def _with_objects(files: CityscapesFiles, height: int, width: int, objects: Iter
 
 def _read_outlines(files: CityscapesFiles) -> dict[str, Any]:
     """Objects of a polygon file, where later ones hide earlier ones."""
-    with PathManager.open(f"{files.annotation_stem}_polygons.json", "r") as stream:
-        content = json.load(stream)
+    content = read_json(f"{files.annotation_stem}_polygons.json", "annotation file")
     return _with_objects(files, content["imgHeight"], content["imgWidth"], _visible_objects(content["objects"]))
 
 

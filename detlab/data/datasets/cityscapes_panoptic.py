@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from detlab.data.catalog import DatasetCatalog, DatasetDicts, MetadataCatalog
+from detlab.data.datasets.annotation_file import read_annotations
 from detlab.data.datasets.builtin_meta import builtin_metadata
 from detlab.data.datasets.cityscapes import IMAGE_SUFFIX, image_files
 from detlab.data.datasets.coco_panoptic import IGNORED_LABEL, LABEL_DIVISOR
-from detlab.data.datasets.disk import read_json
 from detlab.utils.file_io import PathManager
 
 __all__ = ["get_cityscapes_panoptic_files", "load_cityscapes_panoptic", "register_all_cityscapes_panoptic"]
@@ -63,7 +63,7 @@ def load_cityscapes_panoptic(image_dir: str, gt_dir: str, gt_json: str, meta: Ma
     """
     classes = {**meta["thing_dataset_id_to_contiguous_id"], **meta["stuff_dataset_id_to_contiguous_id"]}
     dicts = []
-    for image, png, segments in get_cityscapes_panoptic_files(image_dir, gt_dir, read_json(gt_json)):
+    for image, png, segments in get_cityscapes_panoptic_files(image_dir, gt_dir, read_annotations(gt_json)):
         stem = image[: -len(IMAGE_SUFFIX)]
         dicts.append(
             {

@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from detlab.data.catalog import DatasetCatalog, DatasetDicts, Metadata, MetadataCatalog
-from detlab.data.datasets.disk import locked, no_garbage_collection, read_json, write_json
+from detlab.data.datasets.annotation_file import read_annotations
 from detlab.structures.boxes import BoxMode
-from detlab.utils.file_io import PathManager
+from detlab.utils.file_io import PathManager, locked, write_json
+from detlab.utils.garbage import no_garbage_collection
 
 __all__ = [
     "convert_to_coco_dict",
@@ -64,7 +65,7 @@ def load_coco_json(
     Raises:
         ValueError: the file contradicts itself (ids that are double, unknown categories, boxes that are no boxes).
     """
-    content = read_json(json_file)
+    content = read_annotations(json_file)
     if not isinstance(content, dict) or "images" not in content:
         raise ValueError(f"{json_file} is not in COCO format: it should hold 'images', 'annotations' and 'categories'")
     class_index = _describe_categories(content.get("categories", ()), dataset_name, json_file)

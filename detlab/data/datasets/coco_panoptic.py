@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from detlab.data.catalog import DatasetCatalog, DatasetDicts, MetadataCatalog
+from detlab.data.datasets.annotation_file import read_annotations
 from detlab.data.datasets.coco import load_coco_json, load_sem_seg, prepared
-from detlab.data.datasets.disk import read_json
 from detlab.utils.file_io import PathManager
 
 __all__ = [
@@ -44,7 +44,7 @@ def load_coco_panoptic_json(json_file: str, image_dir: str, gt_dir: str, meta: M
         FileNotFoundError: an image or PNG of the first entry is missing.
         ValueError: a segment is of a category that ``meta`` does not know.
     """
-    content = read_json(json_file)
+    content = read_annotations(json_file)
     dicts = [_panoptic_dict(entry, image_dir, gt_dir, meta, json_file) for entry in content["annotations"]]
     if dicts:
         for path in (dicts[0]["file_name"], dicts[0]["pan_seg_file_name"]):

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from detlab.data.catalog import DatasetCatalog, DatasetDicts, MetadataCatalog
+from detlab.data.datasets.annotation_file import read_annotations
 from detlab.data.datasets.builtin_meta import builtin_metadata
 from detlab.data.datasets.coco import AnnotationReader, annotations_by_image
-from detlab.data.datasets.disk import no_garbage_collection, read_json
+from detlab.utils.garbage import no_garbage_collection
 
 __all__ = ["get_lvis_instances_meta", "load_lvis_json", "register_lvis_instances"]
 
@@ -42,7 +43,7 @@ def load_lvis_json(
     Raises:
         ValueError: ids are not unique, category ids are not 1, 2, 3, ..., or a box is none.
     """
-    content = read_json(json_file)
+    content = read_annotations(json_file)
     if dataset_name is not None:
         MetadataCatalog.get(dataset_name).set(**_classes_of(content, json_file, dataset_name))
     class_index = {category["id"]: category["id"] - 1 for category in content["categories"]}
@@ -106,7 +107,7 @@ def get_lvis_instances_meta(dataset_name: str) -> dict[str, Any]:
     if not dataset_name.startswith("lvis"):
         raise ValueError(f"{dataset_name!r} is not a dataset of LVIS; their names begin with 'lvis_v0.5' or 'lvis_v1'")
     json_file = _annotation_file(dataset_name)
-    return _classes_of(read_json(json_file), json_file, dataset_name)
+    return _classes_of(read_annotations(json_file), json_file, dataset_name)
 
 
 def _annotation_file(dataset_name: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from detlab.data.catalog import DatasetCatalog, DatasetDicts, MetadataCatalog
 from detlab.structures.boxes import BoxMode
-from detlab.utils.file_io import PathManager
+from detlab.utils.file_io import PathManager, read_text
 
 __all__ = ["CLASS_NAMES", "load_voc_instances", "register_pascal_voc"]
 
@@ -53,16 +53,15 @@ def _images_of_split(dirname: str, split: str) -> list[str]:
     path = os.path.join(dirname, "ImageSets", "Main", f"{split}.txt")
     if not PathManager.isfile(path):
         raise FileNotFoundError(f"the list of images {path} does not exist")
-    with PathManager.open(path, "r") as stream:
-        # Lists for a single class have a second column.
-        return [line.split()[0] for line in stream if line.strip()]
+    # Lists for a single class have a second column.
+    return [line.split()[0] for line in read_text(path, "list of images").splitlines() if line.strip()]
 
 
 def _image_dict(dirname: str, stem: str, class_index: dict[str, int]) -> dict[str, Any]:
     xml_file = os.path.join(dirname, "Annotations", f"{stem}.xml")
     if not PathManager.isfile(xml_file):
         raise FileNotFoundError(f"the annotation file {xml_file} of image {stem} does not exist")
-    with PathManager.open(xml_file, "r") as stream:
+    with PathManager.open(xml_file, "rb") as stream:
         try:
             root = ElementTree.parse(stream).getroot()
             size = {side: int(_text(root, f"size/{side}")) for side in ("height", "width")}

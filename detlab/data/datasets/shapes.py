@@ -14,7 +14,6 @@ import argparse
 import colorsys
 import contextlib
 import errno
-import json
 import logging
 import math
 import os
@@ -27,7 +26,7 @@ import numpy as np
 from PIL import Image
 
 from detlab.data.datasets.builtin_meta import SHAPES_CATEGORIES, SHAPES_KEYPOINT_NAMES
-from detlab.data.datasets.disk import locked, write_json
+from detlab.utils.file_io import locked, read_json, write_json
 
 __all__ = ["ensure_shapes", "generate_shapes"]
 
@@ -507,10 +506,7 @@ def _writing_explained(root: str) -> Iterator[None]:
 
 def _parameters_of(root: str) -> dict[str, Any] | None:
     path = os.path.join(root, PARAMETERS_FILE)
-    if not os.path.isfile(path):
-        return None
-    with open(path) as stream:
-        return json.load(stream)
+    return read_json(path) if os.path.isfile(path) else None
 
 
 def _draw_into_place(root: str, parameters: dict[str, Any]) -> None:
