@@ -31,6 +31,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LRScheduler as _TorchScheduler
 
 from detlab.checkpoint.periodic_checkpoint import PeriodicCheckpointer as _SavePeriodically
+from detlab.engine.interruption import StoppedBySignal, ends_at_once
 from detlab.engine.train_loop import HookBase
 from detlab.evaluation.testing import flatten_results_dict
 from detlab.solver.lr_scheduler import LRMultiplier
@@ -213,7 +214,7 @@ class PeriodicWriter(HookBase):
 
 
 class PeriodicCheckpointer(_SavePeriodically, HookBase):
-    """Saves a checkpoint every ``period`` iterations, and ``<prefix>_final`` after the last one.
+    """Saves a checkpoint every ``period`` iterations, ``<prefix>_final`` after the last one, and one before a stop.
 
     The arguments are those of ``detlab.checkpoint.PeriodicCheckpointer``; ``max_iter`` is taken from the trainer. The
     checkpointer should have the trainer among its objects, else a run cannot be resumed.
@@ -224,6 +225,9 @@ class PeriodicCheckpointer(_SavePeriodically, HookBase):
 
     def after_step(self) -> None:
         self.step(self.trainer.iter)
+
+    def before_stop(self) -> None:
+        self.save_if_missing(self.trainer.iter)
 
 
 class BestCheckpointer(HookBase):
@@ -388,7 +392,14 @@ class EvalHook(HookBase):
             self._evaluate()
 
     def _evaluate(self) -> None:
-        results = self._function()
+        try:
+            with ends_at_once():
+                results = self._function()
+        except StoppedBySignal:
+            logger.warning(
+                f"the evaluation after {self.trainer.iter} iterations was stopped; there are no results of it"
+            )
+            raise
         if results:
             for name, value in _as_scalars(results).items():
                 self.trainer.storage.put_scalar(name, value, smoothing_hint=False)
