@@ -428,7 +428,9 @@ class EvalHook(HookBase):
         if known is not None:
             self._put(known, last_done)
         else:
-            logger.info(f"The evaluation after iteration {last_done} was not finished before the run stopped: it is now")
+            logger.info(
+                f"The evaluation after iteration {last_done} was not finished before the run stopped: it is now"
+            )
             self._evaluate(last_done)
 
     def after_step(self) -> None:
@@ -455,6 +457,10 @@ class EvalHook(HookBase):
     def _put(self, scalars: Mapping[str, float], iteration: int) -> None:
         for name, value in scalars.items():
             self.trainer.storage.put_scalar(name, value, smoothing_hint=False, cur_iter=iteration)
+
+
+LAST_EVALUATION = "last_evaluation.json"
+"""Name of the record file of a usual run, in its output directory."""
 
 
 class _EvaluationRecord:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel
 
+from detlab.checkpoint.optimizer_state import check_optimizer_state
 from detlab.utils import comm
 from detlab.utils.events import EventStorage, get_event_storage
 
@@ -456,7 +457,12 @@ class SimpleTrainer(TrainerBase):
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take back ``state_dict``; the next batch is that of the iteration in which ``train`` starts."""
+        """Take back ``state_dict``; the next batch is that of the iteration in which ``train`` starts.
+
+        Raises:
+            ValueError: the optimizer's state does not fit the parameters of this model; nothing was taken.
+        """
+        check_optimizer_state(self.optimizer, state_dict["optimizer"], "the checkpoint", model=self.model)
         super().load_state_dict(state_dict)
         self.optimizer.load_state_dict(state_dict["optimizer"])
         self._step_seed = state_dict.get("step_seed", self._step_seed)
