@@ -44,7 +44,7 @@ def expected_results(cfg) -> list[ExpectedResult]:
     """``cfg.TEST.EXPECTED_RESULTS``: entries ``[task, metric, expected value, tolerance]``.
 
     Raises:
-        ValueError: an entry that has not this form.
+        ValueError: an entry that has not this form, with a finite value and a tolerance of 0 or more.
     """
     return [_parsed(entry) for entry in cfg.TEST.EXPECTED_RESULTS]
 
@@ -52,12 +52,16 @@ def expected_results(cfg) -> list[ExpectedResult]:
 def _parsed(entry) -> ExpectedResult:
     try:
         task, metric, value, tolerance = entry
-        return ExpectedResult(task, metric, float(value), float(tolerance))
+        parsed = ExpectedResult(task, metric, float(value), float(tolerance))
+        is_well_formed = isinstance(task, str) and isinstance(metric, str) and math.isfinite(parsed.value)
     except (TypeError, ValueError):
+        is_well_formed = False
+    if not is_well_formed or not parsed.tolerance >= 0:
         raise ValueError(
             f"{entry!r} in TEST.EXPECTED_RESULTS is not of the form [task, metric, expected value, tolerance], "
             "as in ['bbox', 'AP', 38.5, 0.2]"
-        ) from None
+        )
+    return parsed
 
 
 def verify_results(cfg, results: Mapping[str, Mapping[str, float]]) -> bool:
