@@ -3,7 +3,8 @@
 
 It takes the same arguments and ends with the same weights, bit by bit. It is here to be read and to be changed: where
 the hooks are in your way, start from this file. What it leaves out: mixed precision, precise batch-norm statistics,
-scaling by SOLVER.REFERENCE_WORLD_SIZE, and times of steps.
+scaling by SOLVER.REFERENCE_WORLD_SIZE, times of steps, the look at the test side before training, and with --resume
+the comparison of the config with the one of the checkpoint and an evaluation that was killed.
 """
 
 import logging

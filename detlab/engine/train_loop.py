@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel
 
+from detlab.checkpoint.optimizer_state import check_optimizer_state
 from detlab.engine import interruption
 from detlab.utils import comm
 from detlab.utils.events import EventStorage, get_event_storage
@@ -44,9 +45,16 @@ class HookBase:
 
     ``self.trainer`` is set by ``register_hooks``. Inside the methods, ``self.trainer.iter`` is the iteration that is
     going on; in ``after_train`` of a run that went through it equals ``self.trainer.max_iter``.
+
+    A hook ends a run by setting ``self.trainer.max_iter``, see :class:`TrainerBase`.
+
+    Attributes:
+        ends_last: call ``after_train`` after those of all hooks that do not say so, wherever this one was registered:
+            for what takes in what others leave, as a writer of metrics does.
     """
 
     trainer: Any = None
+    ends_last: bool = False
 
     def before_train(self) -> None:
         """Called once, before the first iteration."""
@@ -98,16 +106,32 @@ class TrainerBase:
     Attributes:
         iter: the iteration that is going on.
         start_iter: the iteration that this run begins or began with.
-        max_iter: training ends before this iteration.
         storage: takes metrics while training runs.
     """
 
     def __init__(self) -> None:
         self._hooks: list[HookBase] = []
+        self._max_iter: int = 0
+        self._earliest_end: int = 0
+        self._last_done: int = -1
         self.iter: int = 0
         self.start_iter: int = 0
-        self.max_iter: int = 0
         self.storage: EventStorage
+
+    @property
+    def max_iter(self) -> int:
+        """Training ends before this iteration; a hook may change it while training runs.
+
+        The step that is going on is always brought to its end: a lower value is taken as that of the next iteration.
+        What belongs to the end of a run (final checkpoint, evaluation) then follows as usual. The schedule of the
+        learning rate stays as it was built. In a distributed run all ranks must set the same value in the same
+        iteration: the ranks that went on would wait for those that ended until the time-out.
+        """
+        return self._max_iter
+
+    @max_iter.setter
+    def max_iter(self, value: int) -> None:
+        self._max_iter = max(value, self._earliest_end)
 
     @property
     def hooks(self) -> tuple[HookBase, ...]:
@@ -130,7 +154,9 @@ class TrainerBase:
             self._hooks.append(hook)
 
     def train(self, start_iter: int, max_iter: int) -> None:
-        """Run the iterations ``start_iter`` to ``max_iter - 1``; all ranks must call it.
+        """Run the iterations ``start_iter`` to ``max_iter - 1``, where hooks may change :attr:`max_iter`.
+
+        All ranks must call it.
 
         An exception ends the loop; it is logged with its iteration, the hooks' ``after_train`` still runs, and it is
         raised again.
@@ -144,12 +170,13 @@ class TrainerBase:
                 ``KeyboardInterrupt`` as well.
         """
         logger.info(f"Starting training from iteration {start_iter}")
-        self.iter = self.start_iter = start_iter
+        self.iter = self.start_iter = self._earliest_end = start_iter
+        self._last_done = start_iter - 1
         self.max_iter = max_iter
         with EventStorage(start_iter) as self.storage, interruption.watching_for_stop() as stop:
             try:
                 self.before_train()
-                while self.iter < max_iter:
+                while self.iter < self.max_iter:
                     self.before_step()
                     self.run_step()
                     self._end_step(stop)
@@ -191,7 +218,7 @@ class TrainerBase:
         """Call the hooks' ``after_train``: all of them, even if one fails; the first failure is raised in the end."""
         self.storage.iter = self.iter
         failure: BaseException | None = None
-        for hook in self._hooks:
+        for hook in sorted(self._hooks, key=lambda hook: hook.ends_last):
             try:
                 hook.after_train()
             except interruption.StoppedBySignal as stopped:
@@ -205,6 +232,7 @@ class TrainerBase:
     def before_step(self) -> None:
         """Call the hooks' ``before_step``."""
         self.storage.iter = self.iter
+        self._earliest_end, self._last_done = self.iter + 1, self.iter - 1
         for hook in self._hooks:
             hook.before_step()
 
@@ -215,6 +243,7 @@ class TrainerBase:
 
     def after_step(self) -> None:
         """Call the hooks' ``after_step``."""
+        self._last_done = self.iter
         for hook in self._hooks:
             hook.after_step()
 
@@ -228,15 +257,13 @@ class TrainerBase:
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        """``iteration``, the last one that is done when a hook calls this after a step, and the states of the hooks."""
-        # After training, self.iter is one more.
-        done = min(self.iter, self.max_iter - 1) if self.max_iter > 0 else self.iter
+        """``iteration``, the last one that is done (-1 if none is), and the states of the hooks."""
         states = {key: hook.state_dict() for key, hook in zip(_keys_of(self._hooks), self._hooks)}
-        return {"iteration": done, "hooks": {key: state for key, state in states.items() if state}}
+        return {"iteration": self._last_done, "hooks": {key: state for key, state in states.items() if state}}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take back ``state_dict``. Hooks that it does not know start afresh; states without a hook are named."""
-        self.iter = state_dict["iteration"]
+        self.iter = self._last_done = state_dict["iteration"]
         hooks = dict(zip(_keys_of(self._hooks), self._hooks))
         for key, state in state_dict.get("hooks", {}).items():
             if key in hooks:
@@ -478,7 +505,12 @@ class SimpleTrainer(TrainerBase):
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take back ``state_dict``; the next batch is that of the iteration in which ``train`` starts."""
+        """Take back ``state_dict``; the next batch is that of the iteration in which ``train`` starts.
+
+        Raises:
+            ValueError: the optimizer's state does not fit the parameters of this model; nothing was taken.
+        """
+        check_optimizer_state(self.optimizer, state_dict["optimizer"], "the checkpoint", model=self.model)
         super().load_state_dict(state_dict)
         self.optimizer.load_state_dict(state_dict["optimizer"])
         self._step_seed = state_dict.get("step_seed", self._step_seed)
