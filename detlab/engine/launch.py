@@ -32,7 +32,7 @@ _VARIABLES_OF_TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MA
 
 # For the processes of a run: to finish a step and save when they are asked to stop; and to end when one has failed.
 _SECONDS_TO_STOP = 120.0
-_SECONDS_TO_FAIL = 5.0
+_SECONDS_TO_FAIL = 2.0
 
 
 class _Place(NamedTuple):
