@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import subprocess
 import threading
 import time
 
@@ -232,8 +233,8 @@ def _sleep(connection):
     time.sleep(100)
 
 
-def test_a_worker_ends_by_sigterm_and_leaves_ctrl_c_to_its_parent(tmp_path):
-    """A terminal sends Ctrl-C to the workers, too: the step that is to be finished needs their data."""
+def test_a_worker_ends_by_its_parents_sigterm_only_while_the_parent_lives(tmp_path):
+    """A terminal, torchrun and schedulers signal workers, too: the step that is to be finished needs their data."""
     context = multiprocessing.get_context("fork")
     receiving, sending = context.Pipe()
     worker = context.Process(target=_sleep, args=(sending,), daemon=True)
@@ -241,7 +242,8 @@ def test_a_worker_ends_by_sigterm_and_leaves_ctrl_c_to_its_parent(tmp_path):
     def start_and_signal():
         worker.start()
         assert receiving.recv() == "ready"
-        os.kill(worker.pid, signal.SIGINT)
+        for number in ("INT", "TERM", "TERM"):
+            subprocess.run(["kill", f"-{number}", str(worker.pid)], check=True)
         worker.join(0.2)
         assert worker.is_alive()
         worker.terminate()

@@ -202,7 +202,8 @@ def random_kill(rng, number):
 def test_runs_killed_in_training_end_as_if_they_had_not_been_and_leave_nothing(
     _pictures, tmp_path, temporary, project_root
 ):
-    kills = [Kill(number, is_early=False, seconds=random.uniform(0, 0.3), to_all=False) for number in SIGNALS]
+    to_all = {signal.SIGKILL: False, signal.SIGTERM: True, signal.SIGINT: True}
+    kills = [Kill(number, False, random.uniform(0, 0.3), to_all[number]) for number in SIGNALS]
     assert kill_and_resume(tmp_path, temporary, project_root, Case(num_processes=1, num_workers=2), kills) > 0
 
 
