@@ -49,6 +49,7 @@ from detlab.modeling.meta_arch.build import build_model
 from detlab.solver.build import build_lr_scheduler, build_optimizer
 from detlab.utils import comm
 from detlab.utils.collect_env import collect_env_info
+from detlab.utils.devices import device_kind
 from detlab.utils.env import seed_all_rng
 from detlab.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
 from detlab.utils.file_io import PathManager, read_text, write_atomically
@@ -195,11 +196,7 @@ def _check_device(cfg: CfgNode | DictConfig) -> None:
     name, cure = ("MODEL.DEVICE", "MODEL.DEVICE cpu")
     if not isinstance(cfg, CfgNode):
         name, cure = ("train.device", "train.device=cpu")
-    try:
-        kind = torch.device(device).type
-    except RuntimeError:
-        raise ValueError(f"{name} is {device!r}; it is 'cuda', one GPU such as 'cuda:0', or 'cpu'") from None
-    if kind == "cuda" and not torch.cuda.is_available():
+    if device_kind(device, name) == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"{name} is {device!r} but torch finds no GPU; to run on the CPU, add {cure} to the command")
 
 

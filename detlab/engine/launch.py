@@ -15,6 +15,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from detlab.utils import comm
+from detlab.utils.devices import device_kind
 
 __all__ = ["DEFAULT_TIMEOUT", "launch", "launch_from_args"]
 
@@ -102,7 +103,7 @@ def launch_from_args(main_func: Callable[..., Any], args: argparse.Namespace, de
 def _kind_of(device: str | None) -> str:
     if device is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
-    kind = torch.device(device).type
+    kind = device_kind(device, "the device (MODEL.DEVICE, in Python configs train.device)")
     if kind not in ("cuda", "cpu"):
         raise ValueError(f"processes can be started for devices 'cuda' and 'cpu', not for {device!r}")
     return kind

@@ -238,6 +238,24 @@ def test_python_configs_train_resume_and_are_evaluated(command, run_tool, projec
     assert str(evaluated["bbox"]["AP"]) == results
 
 
+@pytest.mark.parametrize(
+    ("option", "error", "message"),
+    [
+        ("dataloader.test.dataset.names=user_vla", KeyError, "user_vla.*user_val"),
+        ("dataloader.evaluator.tasks=[boxes]", ValueError, "boxes"),
+        ("train.device=gpu", ValueError, r"train\.device is 'gpu'.*'cuda'"),
+    ],
+)
+def test_what_is_wrong_with_a_python_config_is_said_before_training(
+    command, run_tool, project_root, tmp_path, option, error, message
+):
+    config = str(project_root / "tests" / "engine" / "lazy_tiny.py")
+    options = [f"train.output_dir={tmp_path}/lazy", option]
+    with pytest.raises(error, match=f"(?s){message}"):
+        run_tool(["--config-file", config, "--import", USER_MODULE, *options], tool="lazyconfig_train_net")
+    assert not (tmp_path / "lazy" / "iterations.txt").exists()
+
+
 def test_two_processes_on_the_cpu_train_and_evaluate(command, tmp_path):
     args = default_argument_parser().parse_args(command("two", "--num-gpus", "2"))
     launch_from_args(run_train_net, args, device="cpu")
