@@ -35,6 +35,7 @@ from detlab.engine.config_changes import (
     log_changes,
     refuse_changes,
 )
+from detlab.engine.run_lock import hold_output_dir, lock_output_dir, user_of_output_dir
 from detlab.engine.test_plan import (
     NO_EVALUATOR,
     check_test_side,
@@ -159,6 +160,8 @@ def default_setup(cfg: CfgNode | DictConfig, args: argparse.Namespace) -> None:
 
     Raises:
         OSError: nothing can be written to the output directory.
+        OutputDirInUseError: another process trains into the output directory. From here on to the end of
+            ``DefaultTrainer.train``, or of this process, no other can.
         ValueError: the config wants a GPU and there is none, or an unknown device or precision.
     """
     import_user_modules(getattr(args, "imports", []))
@@ -168,15 +171,21 @@ def default_setup(cfg: CfgNode | DictConfig, args: argparse.Namespace) -> None:
     if output_dir and comm.is_main_process():
         _make_writable(output_dir)
     comm.synchronize()
+    is_training = not getattr(args, "eval_only", False)
+    if is_training:
+        # Before the files of a run that is going on are written to.
+        lock_output_dir(output_dir)
     for name in ("fvcore", "detlab"):
         setup_logger(output_dir or None, distributed_rank=rank, name=name)
     logger.info(f"Rank of current process: {rank}. World size: {comm.get_world_size()}")
     if comm.is_main_process():
+        if not is_training and output_dir and (user := user_of_output_dir(output_dir)):
+            logger.warning(f"{output_dir} is in use by {user}; both will write to its log.txt and inference folder")
         _log_environment(cfg, args, output_dir)
     seed = _setting(cfg, "SEED", "train.seed", -1)
     seed_all_rng(None if seed < 0 else seed + rank)
     # Evaluation sees images of many sizes, and timing kernels for each takes longer than it saves.
-    if not getattr(args, "eval_only", False):
+    if is_training:
         torch.backends.cudnn.benchmark = _setting(cfg, "CUDNN_BENCHMARK", "train.cudnn_benchmark", False)
     _set_matmul_precision(_setting(cfg, "FLOAT32_PRECISION", "train.float32_precision", ""))
 
@@ -462,12 +471,15 @@ class DefaultTrainer(TrainerBase):
             On the main process the results of the last evaluation, if there was one.
 
         Raises:
+            OutputDirInUseError: another process trains into ``OUTPUT_DIR``.
             Exception: before the first iteration, whatever an evaluation would raise for want of a data set, a file,
                 an evaluator or a valid setting; see :func:`detlab.engine.test_plan.check_test_side`.
-            SystemExit: results are not as ``TEST.EXPECTED_RESULTS`` says.
+            SystemExit: results are not as ``TEST.EXPECTED_RESULTS`` says, or a signal ended training, see
+                :meth:`TrainerBase.train`.
         """
-        _check_test_side(self.cfg, type(self))
-        super().train(self.start_iter, self.max_iter)
+        with hold_output_dir(self.cfg.OUTPUT_DIR):
+            _check_test_side(self.cfg, type(self))
+            super().train(self.start_iter, self.max_iter)
         if not comm.is_main_process():
             return None
         if len(self.cfg.TEST.EXPECTED_RESULTS):
@@ -483,9 +495,13 @@ class DefaultTrainer(TrainerBase):
         """Write the metrics that are left, then call the hooks."""
         try:
             if self.iter >= self.max_iter:
-                self._trainer.flush_metrics()
+                self.flush_metrics()
         finally:
             super().after_train()
+
+    def flush_metrics(self) -> None:
+        """Write what the inner trainer has kept back of the metrics; all ranks must call it."""
+        self._trainer.flush_metrics()
 
     def state_dict(self) -> dict[str, Any]:
         """The base's, with that of the inner trainer, and the text of the config."""

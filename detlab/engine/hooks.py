@@ -31,6 +31,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LRScheduler as _TorchScheduler
 
 from detlab.checkpoint.periodic_checkpoint import PeriodicCheckpointer as _SavePeriodically
+from detlab.engine.interruption import StoppedBySignal, ends_at_once
 from detlab.engine.train_loop import HookBase
 from detlab.evaluation.testing import flatten_results_dict
 from detlab.solver.lr_scheduler import LRMultiplier
@@ -224,7 +225,7 @@ class PeriodicWriter(HookBase):
 
 
 class PeriodicCheckpointer(_SavePeriodically, HookBase):
-    """Saves a checkpoint every ``period`` iterations, and ``<prefix>_final`` after the last one.
+    """Saves a checkpoint every ``period`` iterations, ``<prefix>_final`` after the last one, and one before a stop.
 
     The arguments are those of ``detlab.checkpoint.PeriodicCheckpointer``; ``max_iter`` is taken from the trainer. The
     checkpointer should have the trainer among its objects, else a run cannot be resumed.
@@ -248,6 +249,9 @@ class PeriodicCheckpointer(_SavePeriodically, HookBase):
     def _has_file_of_finished_run(self) -> bool:
         path = os.path.join(self.checkpointer.save_dir, f"{self.file_prefix}_final.pth")
         return self.trainer.iter == self.trainer.start_iter and self.path_manager.isfile(path)
+
+    def before_stop(self) -> None:
+        self.save_if_missing(self.trainer.iter)
 
 
 class BestCheckpointer(HookBase):
@@ -445,7 +449,12 @@ class EvalHook(HookBase):
             self._evaluate(self.trainer.iter - 1, shown_iter=self.trainer.iter)
 
     def _evaluate(self, iteration: int, shown_iter: int | None = None) -> None:
-        results = self._function()
+        try:
+            with ends_at_once():
+                results = self._function()
+        except StoppedBySignal:
+            logger.warning(f"the evaluation after {iteration + 1} iterations was stopped; --resume begins with it")
+            raise
         scalars = _as_scalars(results) if results else {}
         self._put(scalars, iteration if shown_iter is None else shown_iter)
         self._evaluated_iter = iteration

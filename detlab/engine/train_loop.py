@@ -9,6 +9,7 @@ import hashlib
 import logging
 import math
 import random
+import signal
 import struct
 import time
 import weakref
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel
 
 from detlab.checkpoint.optimizer_state import check_optimizer_state
+from detlab.engine import interruption
 from detlab.utils import comm
 from detlab.utils.events import EventStorage, get_event_storage
 
@@ -38,6 +40,7 @@ class HookBase:
 
         before_train
             before_step, <forward and backward>, after_backward, <optimizer step>, after_step      for each iteration
+            before_stop                                                           if a signal ends training early
         after_train
 
     ``self.trainer`` is set by ``register_hooks``. Inside the methods, ``self.trainer.iter`` is the iteration that is
@@ -55,6 +58,12 @@ class HookBase:
 
     def before_train(self) -> None:
         """Called once, before the first iteration."""
+
+    def before_stop(self) -> None:
+        """Called if SIGTERM or Ctrl-C ends training, after the last ``after_step``: what has to be saved is saved here.
+
+        Other ranks may be gone, or somewhere else: do not wait for them.
+        """
 
     def after_train(self) -> None:
         """Called once at the end, also when training stopped with an exception.
@@ -147,26 +156,58 @@ class TrainerBase:
     def train(self, start_iter: int, max_iter: int) -> None:
         """Run the iterations ``start_iter`` to ``max_iter - 1``, where hooks may change :attr:`max_iter`.
 
+        All ranks must call it.
+
         An exception ends the loop; it is logged with its iteration, the hooks' ``after_train`` still runs, and it is
         raised again.
+
+        In the main thread, SIGTERM and Ctrl-C end it after a whole step, the same one on all ranks: the hooks'
+        ``before_stop`` saves, ``after_train`` runs. A second signal ends it at once. Signals that the program handles
+        itself are left to it.
+
+        Raises:
+            StoppedBySignal: a ``SystemExit`` with status 143 after SIGTERM, and with 130 after Ctrl-C, when it is a
+                ``KeyboardInterrupt`` as well.
         """
         logger.info(f"Starting training from iteration {start_iter}")
         self.iter = self.start_iter = self._earliest_end = start_iter
         self._last_done = start_iter - 1
         self.max_iter = max_iter
-        with EventStorage(start_iter) as self.storage:
+        with EventStorage(start_iter) as self.storage, interruption.watching_for_stop() as stop:
             try:
                 self.before_train()
                 while self.iter < self.max_iter:
                     self.before_step()
                     self.run_step()
-                    self.after_step()
+                    self._end_step(stop)
                     self.iter += 1
             except Exception:
                 logger.exception(f"Training stopped in iteration {self.iter}:")
                 raise
             finally:
                 self.after_train()
+
+    def _end_step(self, stop: interruption.StopRequest) -> None:
+        """What follows a step, and the end of training if a signal asks for it."""
+        stop.count_step()
+        try:
+            self.after_step()
+            stop.check()
+        except interruption.StoppedBySignal as stopped:
+            if stop.is_repeated:
+                raise
+            if stopped.on_all_ranks:
+                self.flush_metrics()
+            self.before_stop()
+            name = signal.Signals(stopped.signal_number).name
+            logger.warning(f"{name} stopped training after iteration {self.iter}; --resume goes on from the next one")
+            if stopped.on_all_ranks:
+                # Whoever ends first is taken for a failure by torchrun, which stops the others: rank 0 has to save.
+                comm.synchronize()
+            raise
+
+    def flush_metrics(self) -> None:
+        """Write what a subclass has kept back of the metrics; all ranks must call it."""
 
     def before_train(self) -> None:
         """Call the hooks' ``before_train``."""
@@ -176,10 +217,12 @@ class TrainerBase:
     def after_train(self) -> None:
         """Call the hooks' ``after_train``: all of them, even if one fails; the first failure is raised in the end."""
         self.storage.iter = self.iter
-        failure: Exception | None = None
+        failure: BaseException | None = None
         for hook in sorted(self._hooks, key=lambda hook: hook.ends_last):
             try:
                 hook.after_train()
+            except interruption.StoppedBySignal as stopped:
+                failure = failure or stopped
             except Exception as error:
                 logger.exception(f"{type(hook).__name__}.after_train failed:")
                 failure = failure or error
@@ -203,6 +246,11 @@ class TrainerBase:
         self._last_done = self.iter
         for hook in self._hooks:
             hook.after_step()
+
+    def before_stop(self) -> None:
+        """Call the hooks' ``before_stop``."""
+        for hook in self._hooks:
+            hook.before_stop()
 
     def run_step(self) -> None:
         """One iteration."""
@@ -601,11 +649,13 @@ _MAX_TABLE_LOSSES = 30
 def _exchange(own: list[_StepMetrics]) -> list[list[_StepMetrics]]:
     """What each rank has noted of the same steps, in order of rank; all ranks must call it.
 
-    One exchange of numbers, if all ranks have losses of the same names, as they nearly always do.
+    One exchange of numbers, if all ranks have losses of the same names, as they nearly always do. It also tells the
+    ranks of signals that ask for an end, which must not come in different steps.
     """
     if comm.get_world_size() == 1:
         return [own]
     tables = comm.all_gather_tensor(torch.tensor([_table_row(step) for step in own], dtype=torch.float64))
+    interruption.share_signals(tables[:, :, 1].flatten().tolist())
     checksums = tables[:, :, 0]
     if (checksums < 0).any() or (checksums != checksums[0]).any():
         return comm.all_gather(own)
@@ -613,15 +663,15 @@ def _exchange(own: list[_StepMetrics]) -> list[list[_StepMetrics]]:
 
 
 def _table_row(step: _StepMetrics) -> list[float]:
-    """A checksum of the names (-1 if there are too many losses), the data time, and the losses."""
+    """A checksum of the names (-1 if too many losses), a signal that has come or 0, the data time, and the losses."""
     values = list(step.losses.values())[:_MAX_TABLE_LOSSES]
     checksum = -1 if len(step.losses) > _MAX_TABLE_LOSSES else zlib.crc32("\n".join(step.losses).encode())
-    return [checksum, step.data_time, *values, *[0.0] * (_MAX_TABLE_LOSSES - len(values))]
+    return [checksum, interruption.own_signal(), step.data_time, *values, *[0.0] * (_MAX_TABLE_LOSSES - len(values))]
 
 
 def _from_table_row(own: _StepMetrics, row: list[float]) -> _StepMetrics:
     """Another rank's metrics, whose losses have the names of ours."""
-    return _StepMetrics(own.iteration, dict(zip(own.losses, row[2:])), row[1])
+    return _StepMetrics(own.iteration, dict(zip(own.losses, row[3:])), row[2])
 
 
 def _put_metrics(of_ranks: Sequence[_StepMetrics], prefix: str = "") -> None:
