@@ -115,10 +115,10 @@ def test_a_device_that_torch_does_not_know_is_refused_with_those_it_does(tmp_pat
         defaults.default_setup(cfg, argparse.Namespace())
 
 
-def test_training_without_an_output_directory_is_refused(tmp_path, monkeypatch):
+def test_metrics_without_an_output_directory_are_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="OUTPUT_DIR is empty"):
-        ToyTrainer(toy_cfg("", "OUTPUT_DIR", ""))
+        defaults.default_writers("", 3)
     assert not list(tmp_path.iterdir())
 
 
