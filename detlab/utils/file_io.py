@@ -142,7 +142,8 @@ def check_no_special_file(path: str, what: str = "file") -> None:
 
 
 def _check_is_file(path: str, what: str) -> None:
-    if PathManager.isfile(path):
+    # Not every handler of addresses can say whether there is a file; each can fetch it.
+    if os.path.isfile(PathManager.get_local_path(path) if "://" in path else path):
         return
     check_no_special_file(path, what)
     raise FileNotFoundError(f"the {what} {path} does not exist")
