@@ -25,6 +25,7 @@ __all__ = [
     "PathHandler",
     "PathManager",
     "RedirectHandler",
+    "check_no_special_file",
     "is_running",
     "locked",
     "open_text",
@@ -130,12 +131,21 @@ def read_json(path: str, what: str = "file") -> Any:
             raise ValueError(f"the {what} {path} is not valid json ({error}); is the download complete?") from None
 
 
-def _check_is_file(path: str, what: str) -> None:
-    if PathManager.isfile(path):
-        return
-    if "://" not in path and os.path.exists(path):
-        # A pipe would be waited for until somebody writes to it.
+def check_no_special_file(path: str, what: str = "file") -> None:
+    """Refuses a local path that is there but no file; a pipe would be waited for until somebody writes to it.
+
+    Raises:
+        ValueError: it is a folder, pipe, socket or device.
+    """
+    if "://" not in path and os.path.exists(path) and not os.path.isfile(path):
         raise ValueError(f"the {what} {path} is no file but a folder, pipe or device")
+
+
+def _check_is_file(path: str, what: str) -> None:
+    # Not every handler of addresses can say whether there is a file; each can fetch it.
+    if os.path.isfile(PathManager.get_local_path(path) if "://" in path else path):
+        return
+    check_no_special_file(path, what)
     raise FileNotFoundError(f"the {what} {path} does not exist")
 
 
