@@ -6,8 +6,6 @@ Nothing in a file is run. A file that is damaged, or wants to run something, is 
 from __future__ import annotations
 
 import os
-import pickle
-import re
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -15,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from detlab.checkpoint.restricted_pickle import ARRAY_GLOBALS, UnsafePickleError, load_arrays
+from detlab.checkpoint.pickle_reader import UnsafePickleError
+from detlab.checkpoint.torch_file import is_torch_archive, read_pickle, read_torch_archive
 from detlab.utils.optional import require
 
 __all__ = ["find_unloadable", "read_checkpoint"]
@@ -41,11 +40,11 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         ImportError: the package that reads the format is missing.
     """
     if path.endswith(".pkl"):
-        return _from_pickle(_read(path, _load_pkl), path)
+        return _from_pickle(_read(path, _load), path)
     if path.endswith(".safetensors"):
         loader = require("safetensors.torch", extra="safetensors", purpose="reading .safetensors files")
         return {"model": _read(path, loader.load_file)}
-    return _from_torch(_read(path, _load_torch), path)
+    return _from_torch(_read(path, _load), path)
 
 
 def _read(path: str, load: Any) -> Any:
@@ -72,21 +71,9 @@ def _first_sentence(error: Exception) -> str:
     return (text or type(error).__name__)[:200].rstrip(".")
 
 
-def _load_pkl(path: str) -> Any:
+def _load(path: str) -> Any:
     with open(path, "rb") as file:
-        return load_arrays(file)
-
-
-def _load_torch(path: str) -> Any:
-    with torch.serialization.safe_globals(ARRAY_GLOBALS):
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            # torch's own text advises to switch the protection off.
-            name = re.search(r"(?:GLOBAL|Unsupported class) ([\w.]+)", str(error))
-            if name is not None:
-                raise UnsafePickleError(f"it asks for {name.group(1)}") from None
-            raise pickle.UnpicklingError(str(error).rpartition("WeightsUnpickler error: ")[2]) from None
+        return read_torch_archive(file) if is_torch_archive(file) else read_pickle(file.read())
 
 
 def _from_pickle(data: Any, path: str) -> dict[str, Any]:

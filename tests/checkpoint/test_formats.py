@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from detlab.checkpoint.formats import find_unloadable, read_checkpoint
-from detlab.checkpoint.restricted_pickle import UnsafePickleError
+from detlab.checkpoint.pickle_reader import UnsafePickleError
 
 
 def save_pickle(path, data, protocol=2):
