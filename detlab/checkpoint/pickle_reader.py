@@ -170,7 +170,15 @@ class PickleReader:
                 return self._run()
         except pickle.UnpicklingError:
             raise
-        except (LookupError, ValueError, TypeError, RuntimeError, AttributeError, ArithmeticError, struct.error) as error:
+        except (
+            LookupError,
+            ValueError,
+            TypeError,
+            RuntimeError,
+            AttributeError,
+            ArithmeticError,
+            struct.error,
+        ) as error:
             if self.at >= len(self.data):
                 raise pickle.UnpicklingError("it ends too early") from None
             why = f"{type(error).__name__}: {error}"[:100]

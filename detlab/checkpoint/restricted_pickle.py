@@ -11,14 +11,14 @@ import math
 import pickle
 import re
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import IO, Any
 
 import numpy as np
 
 from detlab.checkpoint.pickle_reader import Chunk, Name, PickleReader, UnsafePickleError, plain
 
-__all__ = ["PLAIN_VOCABULARY", "Record", "build_values", "check_shape", "load_arrays"]
+__all__ = ["PLAIN_VOCABULARY", "Record", "build_values", "check_shape", "is_known_dtype", "load_arrays"]
 
 # Numbers, and texts of a fixed length. Not among them: Python objects, structures, dates, platforms' own types.
 KNOWN_DTYPES = re.compile(r"b1|[iu][1248]|f[248]|c8|c16|[SU][1-9]\d{0,3}")
@@ -46,6 +46,11 @@ class Record:
         raise pickle.UnpicklingError(f"is a {type(self).__name__} by itself")
 
 
+def is_known_dtype(dtype: np.dtype) -> bool:
+    """Whether arrays of this type can be read."""
+    return KNOWN_DTYPES.fullmatch(dtype.str[1:]) is not None
+
+
 class DtypeRecord(Record):
     """The type of an array's elements: ``"f4"``, and its order of bytes."""
 
@@ -55,12 +60,15 @@ class DtypeRecord(Record):
         reader.charge(ARRAY_BYTES)
         if type(code) is bytes:
             code = str(code, "latin-1")
-        self.code, self.order = code, "="
+        self.code: Any = code
+        self.order = "="
         if type(code) is str and code[:1] in ("<", ">", "|", "="):
             self.order, self.code = code[0], code[1:]
         if type(code) is not str or not KNOWN_DTYPES.fullmatch(self.code):
-            kind = " of Python objects" if str(code).lstrip("|=<>").startswith("O") else ""
-            raise UnsafePickleError(f"it holds an array{kind} of the type {str(code)[:50]!r}, which is none of numbers")
+            # Only of a text: that of nested lists could go on for ever.
+            kind = repr(code[:50]) if type(code) is str else type(code).__name__
+            what = f"{kind} (Python objects)" if kind[1:].lstrip("|=<>")[:1] == "O" else kind
+            raise UnsafePickleError(f"it holds an array of the type {what}, which is no type of numbers")
 
     def set_state(self, reader: PickleReader, state: Any) -> None:
         """(version, byte order, sub-type, names, fields, ...), of which only the order says something here."""
@@ -166,8 +174,10 @@ def _array_from_buffer(reader: PickleReader, data: Any, dtype: Any, shape: Any, 
 
 def _encode(reader: PickleReader, text: Any, encoding: Any) -> bytes | Chunk:
     """How old pickle protocols write bytes; other codecs than this one could decompress without bounds."""
+    if type(encoding) is not str or type(text) not in (str, Chunk):
+        raise TypeError("encoding of what is no text")
     if encoding not in ("latin1", "latin-1"):
-        raise UnsafePickleError(f"it holds bytes written with the codec {str(encoding)[:50]!r}")
+        raise UnsafePickleError(f"it holds bytes written with the codec {encoding[:50]!r}")
     if type(text) is Chunk:
         return text.as_bytes()
     reader.charge(len(text))
@@ -221,32 +231,26 @@ def _refuse_call(reader: PickleReader, *arguments: Any) -> Any:
 
 
 # What the pickles of numpy, torch and Python name; numpy._core is called numpy.core up to numpy 1.
+_BUILTINS: dict[str, Callable[..., Any]] = {
+    "set": _set(set),
+    "frozenset": _set(frozenset),
+    "bytes": _bytes(bytes),
+    "bytearray": _bytes(bytearray),
+    "complex": _complex,
+}
+_ARRAY_MAKERS: dict[str, Callable[..., Any]] = {
+    "multiarray._reconstruct": PendingArray,
+    "multiarray.scalar": ScalarRecord,
+    "numeric._frombuffer": _array_from_buffer,
+}
 PLAIN_VOCABULARY: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": _dict(OrderedDict),
     "collections.Counter": _dict(Counter),
     "_codecs.encode": _encode,
     "numpy.dtype": DtypeRecord,
     "numpy.ndarray": _refuse_call,
-    **{
-        f"{module}.{name}": make
-        for module in ("builtins", "__builtin__")
-        for name, make in {
-            "set": _set(set),
-            "frozenset": _set(frozenset),
-            "bytes": _bytes(bytes),
-            "bytearray": _bytes(bytearray),
-            "complex": _complex,
-        }.items()
-    },
-    **{
-        f"numpy.{core}.{name}": make
-        for core in ("core", "_core")
-        for name, make in {
-            "multiarray._reconstruct": PendingArray,
-            "multiarray.scalar": ScalarRecord,
-            "numeric._frombuffer": _array_from_buffer,
-        }.items()
-    },
+    **{f"{module}.{name}": make for module in ("builtins", "__builtin__") for name, make in _BUILTINS.items()},
+    **{f"numpy.{core}.{name}": make for core in ("core", "_core") for name, make in _ARRAY_MAKERS.items()},
 }
 
 
@@ -279,12 +283,11 @@ class _Builder:
         if len(self._place) > MAX_DEPTH:
             raise pickle.UnpicklingError(f"it nests containers more than {MAX_DEPTH} deep, or one contains itself")
         if kind in (dict, OrderedDict, Counter):
-            built = self._build_dict(value)
+            built: Any = self._build_dict(value)
         elif kind is list:
-            built = value
-            value[:] = self._build_items(value)
+            built = self._build_list(value)
         elif kind is tuple:
-            built = tuple(self._build_items(value))
+            built = tuple(self._build_list(list(value)))
         else:
             built = self._build_leaf(value)
         self._built[id(value)] = value, built
@@ -298,8 +301,11 @@ class _Builder:
             value._metadata = self._build_at("_metadata", value._metadata)
         return value
 
-    def _build_items(self, items: Sequence[Any]) -> list[Any]:
-        return [item if type(item) in ATOMS else self._build_at(index, item) for index, item in enumerate(items)]
+    def _build_list(self, value: list) -> list:
+        for index, item in enumerate(value):
+            if type(item) not in ATOMS:
+                value[index] = self._build_at(index, item)
+        return value
 
     def _build_at(self, key: Any, value: Any) -> Any:
         self._place.append(key)

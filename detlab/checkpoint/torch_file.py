@@ -24,7 +24,7 @@ import torch
 from detlab.checkpoint.pickle_reader import Name, PickleReader, UnsafePickleError
 from detlab.checkpoint.restricted_pickle import PLAIN_VOCABULARY, Record, build_values, check_shape
 
-__all__ = ["is_torch_archive", "read_pickle", "read_torch_archive"]
+__all__ = ["RefusedTensorError", "is_torch_archive", "read_pickle", "read_torch_archive"]
 
 ZIP_MAGIC = b"PK\x03\x04"
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # magic, ..., lengths of the name and of the extra field
@@ -75,6 +75,10 @@ def read_pickle(data: bytes) -> Any:
         value = reader.load()
         storages.find(reader.load(), reader.at)
     return build_values(value)
+
+
+class RefusedTensorError(pickle.UnpicklingError):
+    """A file is whole and harmless, but holds a tensor without plain storage."""
 
 
 # -------------------------------------------------------------------------------------------------------- storages
@@ -170,7 +174,9 @@ class _Archive:
             raise zipfile.BadZipFile("its records claim to be larger than the file")
 
     def _find_prefix(self) -> str:
-        prefixes = [name[: -len("data.pkl")] for name in self._entries if name.count("/") == 1 and name.endswith("/data.pkl")]
+        prefixes = [
+            name[: -len("data.pkl")] for name in self._entries if name.count("/") == 1 and name.endswith("/data.pkl")
+        ]
         if len(prefixes) != 1:
             raise zipfile.BadZipFile("it is an archive, but not one of torch.save: it has no record data.pkl")
         return prefixes[0]
@@ -194,7 +200,7 @@ class _Archive:
         content = np.empty(entry.file_size, np.uint8)
         if self._file.readinto(content) != entry.file_size:  # type: ignore[attr-defined]
             raise zipfile.BadZipFile(f"the record {name[:100]!r} could not be read to its end")
-        if self._has_checksums and zlib.crc32(content) != entry.CRC:
+        if self._has_checksums and zlib.crc32(content.data) != entry.CRC:
             raise zipfile.BadZipFile(f"the bytes of the record {name[:100]!r} were changed: their checksum is another")
         return content
 
@@ -278,7 +284,7 @@ class RefusedTensor(Record):
         self.kind = kind
 
     def build(self) -> Any:
-        raise pickle.UnpicklingError(f"is a {self.kind} tensor, and only dense tensors with values are read")
+        raise RefusedTensorError(f"is a {self.kind} tensor, and only dense tensors that have values are read")
 
 
 def _tensor(reader: PickleReader, *arguments: Any) -> Record:
@@ -296,7 +302,7 @@ def _tensor_with_dtype(reader: PickleReader, *arguments: Any) -> Record:
         raise TypeError("a tensor without a type")
     if arguments[6] in QUANTIZED_DTYPES or (len(arguments) > 7 and arguments[7]):
         return RefusedTensor("quantized, conjugated or negated")
-    return TensorRecord(*arguments[:4], arguments[6])
+    return TensorRecord(*arguments[:4], dtype=arguments[6])
 
 
 def _refused(kind: str) -> Callable[..., Record]:
