@@ -25,6 +25,7 @@ __all__ = [
     "PathHandler",
     "PathManager",
     "RedirectHandler",
+    "address_of",
     "check_no_special_file",
     "is_running",
     "locked",
@@ -35,6 +36,10 @@ __all__ = [
     "write_atomically",
     "write_json",
 ]
+
+
+# By prefix.
+_REDIRECTS: dict[str, RedirectHandler] = {}
 
 
 class RedirectHandler(PathHandler):
@@ -49,6 +54,7 @@ class RedirectHandler(PathHandler):
         super().__init__()
         self._prefix = prefix
         self._target = target
+        _REDIRECTS[prefix] = self
 
     def _get_supported_prefixes(self) -> list[str]:
         return [self._prefix]
@@ -67,6 +73,12 @@ class RedirectHandler(PathHandler):
 
     def _isfile(self, path: str, **kwargs: Any) -> bool:
         return PathManager.isfile(self._resolve(path), **kwargs)
+
+
+def address_of(path: str) -> str:
+    """The address that a path with a prefix like ``detectron2://`` stands for; any other path as it is."""
+    prefix = path[: path.find("://") + 3]
+    return address_of(_REDIRECTS[prefix]._resolve(path)) if prefix in _REDIRECTS else path
 
 
 PathManager = _IopathManager()
