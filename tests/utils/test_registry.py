@@ -49,6 +49,19 @@ def test_an_unknown_name_is_explained(registry):
     assert "Did you mean 'build_resnet_backbone'" in message and "imported" in message
 
 
+def test_a_name_that_is_still_to_come_says_so_until_it_is_registered(registry):
+    registry.expect(build_mvit_backbone="the multiscale vision transformer")
+    words = r"'build_mvit_backbone' \(the multiscale vision transformer\) is not part of detlab yet.*BACKBONE has: "
+    with pytest.raises(KeyError, match=words):
+        registry.get("build_mvit_backbone")
+
+    @registry.register()
+    def build_mvit_backbone():
+        return "own"
+
+    assert registry.get("build_mvit_backbone")() == "own"
+
+
 def test_running_a_definition_again_replaces_it(registry):
     def define(value):
         class Head:
