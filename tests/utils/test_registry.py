@@ -45,6 +45,7 @@ def test_an_unknown_name_is_explained(registry):
     with pytest.raises(KeyError) as error:
         registry.get("build_resnet_backbon")
     message = str(error.value)
+    assert message.startswith("'build_resnet_backbon' is not registered"), "it is not quoted once more"
     assert "BACKBONE" in message and "'build_resnet_backbon'" in message
     assert "Did you mean 'build_resnet_backbone'" in message and "imported" in message
 
