@@ -33,7 +33,17 @@ NEEDED_KEYS = {
     "keypoints": ("keypoints", "bbox", "area"),
 }
 """By task, of an annotation."""
-ANNOTATION_KEYS = ("id", "image_id", "category_id", "iscrowd", "bbox", "area", "segmentation", "keypoints", "num_keypoints")
+ANNOTATION_KEYS = (
+    "id",
+    "image_id",
+    "category_id",
+    "iscrowd",
+    "bbox",
+    "area",
+    "segmentation",
+    "keypoints",
+    "num_keypoints",
+)
 
 
 class Curves(NamedTuple):
@@ -103,7 +113,7 @@ def quiet() -> Iterator[None]:
 
 
 def ground_truth_of(content: CocoContent) -> dict[str, Any]:
-    """What the implementations take, completed by what many exporters leave out and the official code cannot do without.
+    """What the implementations take, completed by what exporters leave out and the official code cannot do without.
 
     Missing ``iscrowd`` means 0, a missing ``area`` is that of the box, and ``num_keypoints`` counts the labelled ones;
     where some objects have keypoints, the others have none that are labelled. Outlines so long that drawing them takes
@@ -175,8 +185,8 @@ class Protocol:
 
     Args:
         ground_truth: a COCO dataset with annotations, from ``ground_truth_of``.
-        use_fast_impl: hotcoco if it is installed and the ids are natural numbers, as it needs, else ``COCOeval_opt``; when
-            False, pycocotools itself.
+        use_fast_impl: hotcoco if it is installed and the ids are natural numbers, as it needs, else ``COCOeval_opt``;
+            when False, pycocotools itself.
     """
 
     def __init__(self, ground_truth: dict[str, Any], use_fast_impl: bool = True):

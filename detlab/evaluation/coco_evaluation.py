@@ -219,13 +219,11 @@ class COCOEvaluator(DatasetEvaluator):
             logger.warning(f"no detections in any image, so there is no {task} AP; is the score threshold too high?")
             self.summaries[task] = np.full(len(lines), -1.0)
             return dict.fromkeys(METRICS[task], float("nan"))
-        curves = protocol.run(
-            _results_of_task(task, detections),
-            task,
-            max_dets=max_dets,
-            oks_sigmas=self._kpt_oks_sigmas,
-            image_ids=img_ids,
-        )
+        found = _results_of_task(task, detections)
+        try:
+            curves = protocol.run(found, task, max_dets=max_dets, oks_sigmas=self._kpt_oks_sigmas, image_ids=img_ids)
+        except ValueError as error:
+            raise ValueError(f"{error} (dataset {self._dataset_name!r})") from error
         values = [mean_of_line(curves, line) for line in lines]
         self.summaries[task] = np.array(values)
         text = "\n".join(line_text(curves, line, value) for line, value in zip(lines, values))

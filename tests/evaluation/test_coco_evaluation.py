@@ -332,7 +332,7 @@ class TestBadInput:
         with pytest.raises(FileNotFoundError, match=r"nowhere.json.*DETLAB_DATASETS"):
             COCOEvaluator(dataset("nowhere.json"))
 
-    @pytest.mark.parametrize("content, problem", [("{", "not valid json"), ("[]", "COCO's form")])
+    @pytest.mark.parametrize("content, problem", [("{", "not valid json"), ("[]", "COCO format")])
     def test_a_broken_annotation_file_is_named(self, tmp_path, dataset, content, problem):
         (tmp_path / "broken.json").write_text(content)
         evaluator = feed(COCOEvaluator(dataset(tmp_path / "broken.json"), distributed=False))

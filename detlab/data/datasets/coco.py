@@ -153,7 +153,9 @@ def _refuse_ignored(annotations: list[dict[str, Any]], source: str) -> None:
     place = next((place for place, annotation in enumerate(annotations) if annotation.get("ignore")), None)
     if place is not None:
         Entries(annotations, "annotation", source).refuse(
-            place, "ignore", "that is not supported: mark regions that must not count with 'iscrowd': 1, or remove the key"
+            place,
+            "ignore",
+            "that is not supported: mark regions that must not count with 'iscrowd': 1, or remove the key",
         )
 
 

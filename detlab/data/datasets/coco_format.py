@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import chain, repeat
 from typing import Any, NamedTuple
 
@@ -206,10 +207,10 @@ class _Drop:
         for place in places:
             if self._stays[place]:
                 self._stays[place] = False
-                self._dropped.add(reason, lambda place=place: f"{self._name_of(place)}: {detail(place)}")
+                self._dropped.add(reason, partial(self._example, place, detail))
 
-    def _name_of(self, place: int) -> str:
-        return f"annotation {shown(self._annotations.all[place].get('id'))}"
+    def _example(self, place: int, detail: Callable[[int], str]) -> str:
+        return f"annotation {shown(self._annotations.all[place].get('id'))}: {detail(place)}"
 
     def rest(self) -> list[dict[str, Any]]:
         """What stays; the rest is counted in a warning."""
@@ -345,9 +346,9 @@ def _check_keypoints(annotations: Entries, drop: _Drop) -> None:
         )
     points = annotations.column("keypoints")
     present = [own for own in points if own is not None]
-    if set(map(type, present)) <= {list} and not any(len(own) % 3 for own in present):
-        if are_within(present, MAX_COORDINATE):
-            return
+    are_triples = set(map(type, present)) <= {list} and not any(len(own) % 3 for own in present)
+    if are_triples and are_within(present, MAX_COORDINATE):
+        return
     annotations.refuse_first(
         "keypoints",
         points,
@@ -355,4 +356,6 @@ def _check_keypoints(annotations: Entries, drop: _Drop) -> None:
         "keypoints are [x, y, visibility, x, y, visibility, ...]",
     )
     endless = [place for place, own in enumerate(points) if own and not are_within(zip(own), MAX_COORDINATE)]
-    drop.places(endless, "objects with keypoints that are not finite", lambda place: f"keypoints {shown(points[place])}")
+    drop.places(
+        endless, "objects with keypoints that are not finite", lambda place: f"keypoints {shown(points[place])}"
+    )

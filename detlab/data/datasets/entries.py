@@ -76,7 +76,7 @@ class Entries:
     def __init__(self, entries: Any, noun: str, source: str, key: str | None = None):
         where = f"{key!r} in {source}" if key else source
         if not isinstance(entries, (list, tuple)):
-            raise ValueError(f"{where} should be a list of {noun}s, but is {shown(entries)}")
+            raise ValueError(f"{where} should be a list of {_plural(noun)}, but is {shown(entries)}")
         if not set(map(type, entries)) <= {dict}:
             place = next((n for n, entry in enumerate(entries) if not isinstance(entry, dict)), None)
             if place is not None:
@@ -162,7 +162,7 @@ class Entries:
         repeated = [number for number, count in Counter(ids).items() if count > 1]
         if repeated:
             raise ValueError(
-                f"{len(repeated)} ids of {self.noun}s in {self.source} occur more than once (such as "
+                f"{len(repeated)} ids of {_plural(self.noun)} in {self.source} occur more than once (such as "
                 f"{', '.join(map(shown, repeated[:NUM_EXAMPLES]))}); every id must be unique"
             )
 
@@ -178,6 +178,10 @@ class Entries:
         if not all(present) or not _can_be_written("".join(present)):
             self.refuse_first(key, values, lambda value: value is None or bool(value and _can_be_written(value)), cure)
         return values
+
+
+def _plural(noun: str) -> str:
+    return f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
 
 
 def _can_be_written(text: str) -> bool:

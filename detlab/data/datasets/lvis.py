@@ -50,10 +50,11 @@ def load_lvis_json(
             :func:`~detlab.data.datasets.coco_format.checked_coco`, also for what is left out.
     """
     content = read_coco(json_file)
-    Entries(content.categories, "category", json_file).check_types("id", (int,), "categories of LVIS are numbered from 1")
-    classes = {number: number - 1 for number in class_indices(content)}
     if dataset_name is not None:
         MetadataCatalog.get(dataset_name).set(**_classes_of(content.categories, json_file, dataset_name))
+    categories = Entries(content.categories, "category", json_file)
+    categories.check_types("id", (int,), "categories of LVIS are numbered from 1")
+    classes = {number: number - 1 for number in class_indices(content)}
     _check_images(content)
     with no_garbage_collection():
         objects = standard_annotations(content, classes, extra_annotation_keys or ())

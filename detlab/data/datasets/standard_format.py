@@ -45,7 +45,7 @@ def _name_of(image: dict[str, Any]) -> str:
 
 def _are_right(objects: Sequence[dict[str, Any]]) -> bool:
     """Whether nothing is odd; a False asks for a closer look."""
-    boxes = [obj.get("bbox") for obj in objects]
+    boxes: list[Any] = [obj.get("bbox") for obj in objects]
     crowds = [obj.get("iscrowd", 0) for obj in objects]
     return (
         set(map(type, [obj.get("category_id") for obj in objects])) <= {int}
