@@ -155,7 +155,7 @@ def _encoded(text: str, rng: random.Random) -> bytes:
 
 def read(path: str) -> None:
     """Loads a file, makes a training sample of its first image, and evaluates its objects as detections."""
-    name = f"objects of {os.path.basename(path)}"
+    name = f"coco objects of {os.path.basename(path)}"
     try:
         register_coco_instances(name, {}, path, os.path.dirname(path))
         dicts = get_detection_dataset_dicts(name)
@@ -197,9 +197,10 @@ def _as_detections(image: dict[str, Any]) -> Instances:
     detections.pred_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
     detections.scores = torch.ones(len(objects))
     detections.pred_classes = torch.tensor([obj["category_id"] for obj in objects], dtype=torch.int64)
-    points = [obj.get("keypoints") or [0.0] * 3 * NUM_KEYPOINTS for obj in objects]
-    if len({len(own) for own in points}) == 1:
-        detections.pred_keypoints = torch.tensor(points, dtype=torch.float32).reshape(len(objects), -1, 3)
+    nowhere = [0.0] * 3 * NUM_KEYPOINTS
+    points = [obj.get("keypoints", nowhere) for obj in objects]
+    points = [own if len(own) == len(nowhere) else nowhere for own in points]
+    detections.pred_keypoints = torch.tensor(points, dtype=torch.float32).reshape(len(objects), -1, 3)
     height, width = detections.image_size
     if height * width < 10**6:
         detections.pred_masks = torch.ones(len(objects), height, width, dtype=torch.bool)
