@@ -180,21 +180,25 @@ def _are_natural(ids: Iterable[Any]) -> bool:
     return all(type(value) is int and 0 <= value < 2**53 for value in ids)
 
 
+def _suits_hotcoco(ground_truth: dict[str, Any]) -> bool:
+    ids = (entry["id"] for kind in ("images", "categories") for entry in ground_truth[kind])
+    return _are_natural(ids) and all(len(one.get("bbox", ())) in (0, 4) for one in ground_truth["annotations"])
+
+
 class Protocol:
     """Ground truth in the hands of one implementation of the evaluation.
 
     Args:
         ground_truth: a COCO dataset with annotations, from ``ground_truth_of``.
-        use_fast_impl: hotcoco if it is installed and the ids are natural numbers, as it needs, else ``COCOeval_opt``;
-            when False, pycocotools itself.
+        use_fast_impl: hotcoco if it is installed and the ids are natural numbers and boxes upright, as it needs, else
+            ``COCOeval_opt``; when False, pycocotools itself.
     """
 
     def __init__(self, ground_truth: dict[str, Any], use_fast_impl: bool = True):
         self._dataset = ground_truth
         self._coco: Any
         self._evaluator: Callable[..., Any]
-        ids = (entry["id"] for kind in ("images", "categories") for entry in ground_truth[kind])
-        if use_fast_impl and available("hotcoco") and _are_natural(ids):
+        if use_fast_impl and available("hotcoco") and _suits_hotcoco(ground_truth):
             hotcoco = require("hotcoco", "eval", "fast COCO evaluation")
             self.implementation = "hotcoco"
             self._coco, self._evaluator = hotcoco.COCO(ground_truth), hotcoco.COCOeval

@@ -304,10 +304,21 @@ def _original_ids(metadata: Metadata) -> Callable[[int], int]:
     if not mapping:
         return lambda index: index
     reverse = {index: number for number, index in mapping.items()}
-    return reverse.__getitem__
+
+    def original_id(index: int) -> int:
+        if index not in reverse:
+            raise ValueError(
+                f"an annotation of dataset {metadata.name!r} has category_id {index}, but its classes are 0 to "
+                f"{max(reverse)}"
+            )
+        return reverse[index]
+
+    return original_id
 
 
 def _written_annotation(obj: dict[str, Any], original_id: Callable[[int], int]) -> dict[str, Any]:
+    if obj.get("bbox") is None:
+        raise ValueError(f"an annotation has no 'bbox', which COCO format needs; it has {shown(obj)}")
     box = [float(value) for value in obj["bbox"]]
     mode = BoxMode.XYWHA_ABS if len(box) == 5 else BoxMode.XYWH_ABS
     box = BoxMode.convert(box, obj["bbox_mode"], mode)

@@ -46,10 +46,10 @@ class CocoContent(NamedTuple):
             ValueError: one has not.
         """
         entries = getattr(self, kind) or ()
-        if not all(key in entry for entry in entries):
+        if any(entry.get(key) is None for entry in entries):
             noun = "category" if kind == "categories" else kind[:-1]
             listed = Entries(entries, noun, self.source)
-            listed.refuse(next(place for place, entry in enumerate(entries) if key not in entry), key, cure)
+            listed.refuse(next(place for place, entry in enumerate(entries) if entry.get(key) is None), key, cure)
 
 
 def read_coco(json_file: str, *, for_evaluation: bool = False) -> CocoContent:

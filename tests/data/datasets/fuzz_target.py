@@ -89,7 +89,7 @@ def write_seeds(folder: Path) -> Sequence[Path]:
 
 REPLACEMENTS: tuple[Any, ...] = (
     *(None, True, False, 0, 1, 2, -1, 10**30, 1.5, -0.5, 1e300, -1e300, float("nan"), float("inf"), -float("inf")),
-    *("", "0", "1", "text", "é" * 200, "\ud800", "a\0b", "/abs", [], {}, [[]], [None], [1, 2, 3, 4], [1, 2, 3, 4, 5]),
+    *("", "0", "1", "text", "é" * 90, "\ud800", "a\0b", "/abs", [], {}, [[]], [None], [1, 2, 3, 4], [1, 2, 3, 4, 5]),
     *([1, 2, 3, 4, 5, 6], [[1, 2, 3, 4]], [["a"] * 6], {"a": 1}, {"size": [40, 60], "counts": "0"}, DEEP),
 )
 
@@ -182,15 +182,16 @@ def _make_sample(image: dict[str, Any], use_masks: bool) -> None:
 
 
 def _evaluate(name: str, dicts: list[dict[str, Any]]) -> None:
+    has_masks = all(image["height"] * image["width"] < 10**6 for image in dicts)
     for use_fast_impl in (False, True):
         evaluator = COCOEvaluator(name, distributed=False, use_fast_impl=use_fast_impl)
         evaluator.reset()
         for image in dicts:
-            evaluator.process([image], [{"instances": _as_detections(image)}])
+            evaluator.process([image], [{"instances": _as_detections(image, has_masks)}])
         evaluator.evaluate()
 
 
-def _as_detections(image: dict[str, Any]) -> Instances:
+def _as_detections(image: dict[str, Any], has_masks: bool) -> Instances:
     objects = [obj for obj in image["annotations"] if not obj.get("iscrowd") and len(obj["bbox"]) == 4]
     boxes = [BoxMode.convert(obj["bbox"], obj["bbox_mode"], BoxMode.XYXY_ABS) for obj in objects]
     detections = Instances((image["height"], image["width"]))
@@ -201,9 +202,8 @@ def _as_detections(image: dict[str, Any]) -> Instances:
     points = [obj.get("keypoints", nowhere) for obj in objects]
     points = [own if len(own) == len(nowhere) else nowhere for own in points]
     detections.pred_keypoints = torch.tensor(points, dtype=torch.float32).reshape(len(objects), -1, 3)
-    height, width = detections.image_size
-    if height * width < 10**6:
-        detections.pred_masks = torch.ones(len(objects), height, width, dtype=torch.bool)
+    if has_masks:
+        detections.pred_masks = torch.ones(len(objects), *detections.image_size, dtype=torch.bool)
     return detections
 
 

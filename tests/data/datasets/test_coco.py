@@ -285,6 +285,54 @@ def test_a_cached_file_without_a_fingerprint_is_replaced(name, tmp_path):
     assert len(json.loads(output.read_text())["images"]) == 1
 
 
+def test_numbers_of_numpy_are_written_as_plain_ones(name, tmp_path):
+    image = {"file_name": "a.jpg", "image_id": np.int64(4), "width": np.int32(9), "height": np.int16(8)}
+    obj = {"category_id": np.int64(0), "bbox": np.ones(4), "bbox_mode": BoxMode.XYWH_ABS, "iscrowd": np.bool_(True)}
+    DatasetCatalog.register(name, lambda: [{**image, "annotations": [obj]}])
+    MetadataCatalog.get(name).thing_classes = ["one"]
+    convert_to_coco_json(name, str(tmp_path / "plain.json"))
+    written = json.loads((tmp_path / "plain.json").read_text())
+    assert written["images"] == [{"id": 4, "width": 9, "height": 8, "file_name": "a.jpg"}]
+    assert written["annotations"][0]["image_id"] == 4 and written["annotations"][0]["iscrowd"] == 1
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        ({"width": 3, "height": 2}, "has no 'file_name'"),
+        ({"file_name": "a.jpg", "height": 2}, "has no 'width', which COCO format needs; it has {'file_name': 'a.jpg'"),
+        ({"file_name": "a", "width": 1, "height": 1, "annotations": [{"category_id": 0}]}, "has no 'bbox'"),
+        (
+            {
+                "file_name": "a",
+                "width": 1,
+                "height": 1,
+                "annotations": [{"category_id": 5, "bbox": [0, 0, 1, 1], "bbox_mode": 0}],
+            },
+            "category_id 5, but its classes are 0 to 0",
+        ),
+    ],
+)
+def test_what_cannot_be_written_in_the_format_is_told(name, image, message):
+    DatasetCatalog.register(name, lambda: [image])
+    MetadataCatalog.get(name).set(thing_classes=["one"], thing_dataset_id_to_contiguous_id={9: 0})
+    with pytest.raises(ValueError, match=message):
+        convert_to_coco_dict(name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": [{"id": 1, "height": 20, "width": 22}]}, "image 1 in .* has no 'file_name'"),
+        ({"images": [{"id": 1, "file_name": "a.jpg", "width": 22}]}, "image 1 in .* has no 'height'"),
+        ({"categories": [{"id": 7}]}, "category 7 in .* has no 'name'"),
+    ],
+)
+def test_what_loading_needs_is_told(write, name, changes, message):
+    with pytest.raises(ValueError, match=message):
+        load_coco_json(write({**content(annotation(1)), **changes}), "root", name)
+
+
 def test_boxes_polygons_and_masks_get_their_area(name, caplog):
     mask = coco_mask.encode(np.asfortranarray(np.eye(4, dtype=np.uint8)))
     objects = [
