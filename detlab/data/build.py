@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Sampler
 
-from detlab.checkpoint.restricted_pickle import UnsafePickleError, load_arrays
+from detlab.checkpoint.pickle_reader import UnsafePickleError
+from detlab.checkpoint.restricted_pickle import load_arrays
 from detlab.config.config import CfgNode, configurable
 from detlab.data.batches import BatchPlan, GlobalBatches, OwnBatches
 from detlab.data.catalog import DatasetCatalog, DatasetDicts, MetadataCatalog

@@ -25,14 +25,21 @@ __all__ = [
     "PathHandler",
     "PathManager",
     "RedirectHandler",
+    "address_of",
+    "check_no_special_file",
     "is_running",
     "locked",
     "open_text",
     "read_json",
     "read_text",
+    "remove_abandoned",
     "write_atomically",
     "write_json",
 ]
+
+
+# By prefix.
+_REDIRECTS: dict[str, RedirectHandler] = {}
 
 
 class RedirectHandler(PathHandler):
@@ -47,6 +54,7 @@ class RedirectHandler(PathHandler):
         super().__init__()
         self._prefix = prefix
         self._target = target
+        _REDIRECTS[prefix] = self
 
     def _get_supported_prefixes(self) -> list[str]:
         return [self._prefix]
@@ -65,6 +73,12 @@ class RedirectHandler(PathHandler):
 
     def _isfile(self, path: str, **kwargs: Any) -> bool:
         return PathManager.isfile(self._resolve(path), **kwargs)
+
+
+def address_of(path: str) -> str:
+    """The address that a path with a prefix like ``detectron2://`` stands for; any other path as it is."""
+    prefix = path[: path.find("://") + 3]
+    return address_of(_REDIRECTS[prefix]._resolve(path)) if prefix in _REDIRECTS else path
 
 
 PathManager = _IopathManager()
@@ -129,12 +143,21 @@ def read_json(path: str, what: str = "file") -> Any:
             raise ValueError(f"the {what} {path} is not valid json ({error}); is the download complete?") from None
 
 
-def _check_is_file(path: str, what: str) -> None:
-    if PathManager.isfile(path):
-        return
-    if "://" not in path and os.path.exists(path):
-        # A pipe would be waited for until somebody writes to it.
+def check_no_special_file(path: str, what: str = "file") -> None:
+    """Refuses a local path that is there but no file; a pipe would be waited for until somebody writes to it.
+
+    Raises:
+        ValueError: it is a folder, pipe, socket or device.
+    """
+    if "://" not in path and os.path.exists(path) and not os.path.isfile(path):
         raise ValueError(f"the {what} {path} is no file but a folder, pipe or device")
+
+
+def _check_is_file(path: str, what: str) -> None:
+    # Not every handler of addresses can say whether there is a file; each can fetch it.
+    if os.path.isfile(PathManager.get_local_path(path) if "://" in path else path):
+        return
+    check_no_special_file(path, what)
     raise FileNotFoundError(f"the {what} {path} does not exist")
 
 
@@ -161,7 +184,7 @@ def write_atomically(path: str, mode: str = "wb") -> Iterator[IO[Any]]:
         return
     folder, name = os.path.split(os.path.abspath(path))
     os.makedirs(folder, exist_ok=True)
-    _remove_abandoned(folder, name)
+    remove_abandoned(folder, name)
     partial = os.path.join(folder, f".{name}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}.partial")
     try:
         with open(partial, mode.replace("w", "x"), encoding=encoding) as file:
@@ -191,9 +214,15 @@ def _host() -> str:
     return re.sub(r"[^\w-]", "-", socket.gethostname())
 
 
-def _remove_abandoned(folder: str, name: str) -> None:
-    """Removes what writers of this file that were killed on this machine have left."""
-    pattern = re.compile(rf"\.{re.escape(name)}\.{re.escape(_host())}\.(\d+)\.[0-9a-f]+\.partial")
+def remove_abandoned(folder: str, name: str | None = None) -> None:
+    """Removes what atomic writers that were killed on this machine have left in a directory.
+
+    Args:
+        folder: the directory.
+        name: of the file that they were writing; None for all.
+    """
+    of_file = ".+" if name is None else re.escape(name)
+    pattern = re.compile(rf"\.{of_file}\.{re.escape(_host())}\.(\d+)\.[0-9a-f]+\.partial")
     for other in os.listdir(folder):
         match = pattern.fullmatch(other)
         if match is not None and not is_running(int(match.group(1))):

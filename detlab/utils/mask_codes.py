@@ -124,7 +124,7 @@ def _runs_of_list(counts: Any) -> np.ndarray:
         except (ValueError, OverflowError):
             runs = np.zeros(0)
         if runs.ndim == 1 and runs.dtype.kind in "iu":
-            return runs
+            return runs.astype(np.int64, copy=False)
     raise ValueError(
         f"the counts of an RLE are a list of whole numbers, or their compressed form as text; got {_shorten(counts)}"
     )

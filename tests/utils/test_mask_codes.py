@@ -123,7 +123,8 @@ class TestRunLengths:
         with_empty_run = checked_rle({"size": [10, 1], "counts": [2, 3, 0, 3, 2]})
         assert with_empty_run["counts"] == coco_mask.encode(np.asfortranarray(decode_rle(with_empty_run)))["counts"]
         assert coco_mask.iou([with_empty_run], [with_empty_run], [0]).item() == 1
-        assert rle_area({"size": [10, 1], "counts": [2, 3, 0, 3, 2]}) == 6
+        for dtype in (np.uint8, np.int32, np.uint64):
+            assert rle_area({"size": [10, 1], "counts": np.array([2, 3, 0, 3, 2], dtype=dtype)}) == 6
 
     def test_encoding_takes_any_bitmap(self):
         bitmap = np.random.default_rng(0).random((5, 7)) > 0.5
