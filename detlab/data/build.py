@@ -22,6 +22,7 @@ from detlab.data.batches import BatchPlan, GlobalBatches, OwnBatches
 from detlab.data.catalog import DatasetCatalog, DatasetDicts, MetadataCatalog
 from detlab.data.common import AspectRatioGroupedDataset, DatasetFromList, MapDataset
 from detlab.data.dataset_mapper import DatasetMapper
+from detlab.data.datasets.standard_format import check_standard_format
 from detlab.data.detection_utils import check_metadata_consistency
 from detlab.data.loader import TrainingLoader, worker_options
 from detlab.data.samplers.distributed_sampler import (
@@ -158,13 +159,16 @@ def get_detection_dataset_dicts(
 
     Raises:
         KeyError: a name is not registered.
-        ValueError: no names, an empty dataset, classes that differ, or no image is left; the message counts.
+        ValueError: no names, an empty dataset or one that is not in the standard format, classes that differ, or no
+            image is left; the message counts.
     """
     names = [names] if isinstance(names, str) else list(names)
     if not names:
         raise ValueError("no dataset is named; set DATASETS.TRAIN and DATASETS.TEST, such as ('coco_2017_train',)")
     loaded = [DatasetCatalog.get(name) for name in names]
     for name, dataset in zip(names, loaded):
+        if not isinstance(dataset, Dataset):
+            check_standard_format(dataset, name)
         if not len(dataset):
             raise ValueError(f"dataset {name!r} is empty; are its annotations the right file?")
     if isinstance(loaded[0], Dataset):

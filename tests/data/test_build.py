@@ -287,3 +287,14 @@ def test_real_images_give_the_same_batches_for_any_number_of_workers(shared_dir,
     for one, other in zip(batch, expected):
         assert one["image_id"] == other["image_id"] and torch.equal(one["image"], other["image"])
         assert torch.equal(one["instances"].gt_boxes.tensor, other["instances"].gt_boxes.tensor)
+
+
+def test_a_dataset_that_is_not_in_the_standard_format_is_refused_by_name():
+    DatasetCatalog.register("test_no_format", lambda: [{"file_name": "a.jpg", "annotations": [{"bbox": [1, 2, 3, 4]}]}])
+    try:
+        with pytest.raises(
+            ValueError, match=r"annotation number 0 in image 'a\.jpg' of dataset 'test_no_format' has no"
+        ):
+            get_detection_dataset_dicts("test_no_format")
+    finally:
+        DatasetCatalog.remove("test_no_format")
