@@ -9,8 +9,8 @@ from torch.utils.data import SequentialSampler
 
 from detlab.data.build import build_batch_data_loader, build_detection_train_loader
 from detlab.data.common import DatasetFromList
-from detlab.data.loader import worker_options
 from detlab.data.samplers.distributed_sampler import TrainingSampler
+from detlab.data.workers import worker_options
 from detlab.utils import comm
 
 ENTRIES = [{"n": n, "width": 3 + n % 4, "height": 4} for n in range(21)]
