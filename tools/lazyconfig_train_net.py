@@ -8,9 +8,12 @@ A config has these nodes: ``model``, ``optimizer``, ``lr_multiplier``, ``dataloa
 ``evaluator``), and ``train``, whose keys stand with their explanations in configs/common/train.py.
 """
 
+import os
+
 from detlab.checkpoint.detection_checkpoint import DetectionCheckpointer
 from detlab.config.instantiate import instantiate
 from detlab.config.lazy import LazyConfig
+from detlab.data.stream import random_state_of
 from detlab.engine import hooks
 from detlab.engine.defaults import create_ddp_model, default_argument_parser, default_setup, default_writers
 from detlab.engine.launch import launch_from_args
@@ -38,6 +41,14 @@ def evaluate(cfg, model):
     return results
 
 
+def check_test_side(cfg):
+    """Builds what the evaluation will need and drops it, before training rather than after."""
+    if "evaluator" in cfg.dataloader:
+        with random_state_of(0, 0):
+            instantiate(cfg.dataloader.test)
+            instantiate(cfg.dataloader.evaluator)
+
+
 def build_trainer(cfg, model):
     """The trainer, not yet with hooks."""
     cfg.optimizer.params.model = model
@@ -58,7 +69,11 @@ def build_hooks(cfg, model, trainer, checkpointer):
         hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
         *hooks.registered_hooks(hooks.HOOK_REGISTRY, trainer),
         hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if is_main else None,
-        hooks.EvalHook(cfg.train.eval_period, lambda: evaluate(cfg, model)),
+        hooks.EvalHook(
+            cfg.train.eval_period,
+            lambda: evaluate(cfg, model),
+            record_file=os.path.join(cfg.train.output_dir, hooks.LAST_EVALUATION),
+        ),
         *hooks.registered_hooks(hooks.EVALUATION_HOOK_REGISTRY, trainer),
         hooks.PeriodicWriter(default_writers(cfg.train.output_dir, cfg.train.max_iter), period=cfg.train.log_period)
         if is_main
@@ -73,6 +88,7 @@ def train(cfg, model, resume):
     trainer.register_hooks(build_hooks(cfg, model, trainer, checkpointer))
     resume = resume and checkpointer.has_checkpoint()
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
+    check_test_side(cfg)
     trainer.train(trainer.iter + 1 if resume else 0, cfg.train.max_iter)
 
 

@@ -3,7 +3,8 @@
 
 It takes the same arguments and ends with the same weights, bit by bit. It is here to be read and to be changed: where
 the hooks are in your way, start from this file. What it leaves out: mixed precision, precise batch-norm statistics,
-scaling by SOLVER.REFERENCE_WORLD_SIZE, and times of steps.
+scaling by SOLVER.REFERENCE_WORLD_SIZE, times of steps, the look at the test side before training, and with --resume
+the comparison of the config with the one of the checkpoint and an evaluation that was killed.
 """
 
 import logging
@@ -18,6 +19,7 @@ from detlab.engine.defaults import (
     default_setup,
     default_writers,
 )
+from detlab.engine.interruption import watching_for_stop
 from detlab.engine.launch import launch_from_args
 from detlab.engine.train_loop import seed_step
 from detlab.evaluation.build import build_evaluator
@@ -59,7 +61,7 @@ def train(cfg, model, resume):
 
     wrapped.train()
     loader.set_start_iteration(start)
-    with EventStorage(start) as storage:
+    with EventStorage(start) as storage, watching_for_stop() as stop:
         for iteration, batch in zip(range(start, max_iter), loader):
             storage.iter = iteration
             seed_step(step_seed, iteration)
@@ -82,9 +84,13 @@ def train(cfg, model, resume):
             if last or (iteration + 1) % 20 == 0:
                 for writer in writers:
                     writer.write()
-            if last or (iteration + 1) % cfg.SOLVER.CHECKPOINT_PERIOD == 0:
+            stop.ask_all()
+            if last or stop.of_all or (iteration + 1) % cfg.SOLVER.CHECKPOINT_PERIOD == 0:
                 name = "model_final" if last else f"model_{iteration:07d}"
                 checkpointer.save(name, iteration=iteration, step_seed=step_seed)
+            if stop.of_all:
+                comm.synchronize()  # rank 0 has to be done with saving before others end
+                stop.check()
             if not last and cfg.TEST.EVAL_PERIOD > 0 and (iteration + 1) % cfg.TEST.EVAL_PERIOD == 0:
                 evaluate(cfg, model)
     for writer in writers:

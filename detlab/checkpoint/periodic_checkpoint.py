@@ -44,6 +44,7 @@ class PeriodicCheckpointer(_FvcorePeriodicCheckpointer):
             )
         super().__init__(checkpointer, period, max_iter, max_to_keep, file_prefix)
         self._looked_for_earlier = False
+        self._saved_iteration: int | None = None
         if hasattr(checkpointer, "check_save_dir"):
             checkpointer.check_save_dir()
 
@@ -62,6 +63,16 @@ class PeriodicCheckpointer(_FvcorePeriodicCheckpointer):
             self._save_and_forget_oldest(f"{self.file_prefix}_{iteration:07d}", state)
         if self.max_iter is not None and iteration >= self.max_iter - 1:
             self.checkpointer.save(f"{self.file_prefix}_final", **state)
+            self._saved_iteration = int(iteration)
+
+    def save_if_missing(self, iteration: int, **kwargs: Any) -> None:
+        """Save ``<prefix>_<iteration>.pth`` although it may not be time, unless a checkpoint of the iteration is there.
+
+        Args:
+            iteration, kwargs: see :meth:`step`.
+        """
+        if iteration != self._saved_iteration:
+            self._save_and_forget_oldest(f"{self.file_prefix}_{iteration:07d}", {"iteration": int(iteration), **kwargs})
 
     def _files_before(self, iteration: int) -> list[str]:
         """Checkpoints of earlier iterations, oldest first; later ones belong to another run."""
@@ -76,6 +87,7 @@ class PeriodicCheckpointer(_FvcorePeriodicCheckpointer):
 
     def _save_and_forget_oldest(self, name: str, state: dict[str, Any]) -> None:
         self.checkpointer.save(name, **state)
+        self._saved_iteration = state["iteration"]
         if self.max_to_keep is None or not self.checkpointer.save_to_disk:
             return
         self.recent_checkpoints.append(os.path.join(self.checkpointer.save_dir, f"{name}.pth"))

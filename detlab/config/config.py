@@ -5,47 +5,79 @@ Every error a config file or a command line can cause names the full dotted key 
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
+import logging
 import os
 import sys
-from ast import literal_eval
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import IO, Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import IO, Any
 
 import yaml
-from fvcore.common.config import BASE_KEY
 from fvcore.common.config import CfgNode as _FvcoreCfgNode
 from yacs.config import CfgNode as _YacsCfgNode
 
+from detlab.config.bases import load_with_bases
 from detlab.config.compat import LATEST_VERSION, guess_version, upgrade_config
 from detlab.config.defaults import DEFAULTS
-from detlab.config.nearest import did_you_mean
+from detlab.config.merging import PLACE, MergePlan, check_pairs, nest, place_of
+from detlab.config.nearest import did_you_mean, probable_slip
+from detlab.config.values import assigned_value, new_value
 from detlab.utils.file_io import open_text
 
+logger = logging.getLogger(__name__)
 
-class UnknownKeyError(KeyError):
-    """A setting that does not exist; reads as its message, where ``KeyError`` would quote it."""
-
-    def __str__(self) -> str:
-        return str(self.args[0])
-
-
-class _Assignment(NamedTuple):
-    """One checked setting, ready to be made."""
-
-    section: _YacsCfgNode
-    key: str
-    value: Any
+# Beside the settings of a section, like its place: whether a file was merged into the config.
+_FILE_MERGED = "_file_merged"
+_named_new_keys: set[str] = set()
 
 
 class CfgNode(_FvcoreCfgNode):
     """A section of settings, read and written as attributes.
 
-    Merging is all or nothing: a file or an override list with an unknown key, or a value of the wrong type, changes
-    nothing. Only code may add keys (``cfg.MODEL.MY_HEAD = CfgNode({...})``), before it merges files.
+    Merging is all or nothing: a file or an override list with an unknown key, a value of the wrong type, or one that
+    the key may not hold (``detlab.config.constraints``) changes nothing. Only code may add keys
+    (``cfg.MODEL.MY_HEAD = CfgNode({...})``), before it merges files.
+
+    A config from ``get_cfg`` checks what is assigned to an attribute as well: it keeps the type of the setting, and
+    takes what means the same (a list for a tuple, an int for a float, one text for a list of one, a number of numpy's).
+    A new key that looks like a slip, or comes when files were merged already, is taken with a warning.
     """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        full_key = place_of(self, name)
+        if full_key is not None and not (self.is_frozen() or name in self.__dict__ or name.startswith("COMPUTED_")):
+            value = self._checked(name, value, full_key)
+        super().__setattr__(name, value)
+
+    def _checked(self, name: str, value: Any, full_key: str) -> Any:
+        """A value that is assigned, in the type of its setting; a dictionary becomes a section."""
+        if name in self:
+            value = assigned_value(value, self[name], full_key)
+        else:
+            value = new_value(value, full_key)
+            self._warn_of_new_key(name, full_key, is_section=isinstance(value, Mapping))
+        if isinstance(value, Mapping) and not isinstance(value, _YacsCfgNode):
+            value = type(self)(value)
+        if isinstance(value, CfgNode):
+            value._note(PLACE, full_key)
+        return value
+
+    def _warn_of_new_key(self, name: str, full_key: str, is_section: bool) -> None:
+        meant = probable_slip(name, self, whole=is_section)
+        came_late = self.__dict__.get(_FILE_MERGED, False)
+        if full_key in _named_new_keys or not (meant or came_late):
+            return
+        _named_new_keys.add(full_key)
+        hint = f"did you mean {meant!r}?" if meant else "add it before files are merged, so that they can set it"
+        logger.warning("%s is a new key of the config, which only code of your own can read; %s", full_key, hint)
+
+    def _note(self, name: str, value: Any) -> None:
+        """Keeps something about this section and those below it, beside their settings; a place grows on the way."""
+        self.__dict__[name] = value
+        for key, section in self.items():
+            if isinstance(section, CfgNode):
+                section._note(name, place_of(self, key) if name == PLACE else value)
 
     def __getattr__(self, name: str) -> Any:
         if name in self:
@@ -67,10 +99,16 @@ class CfgNode(_FvcoreCfgNode):
 
         Raises:
             FileNotFoundError: if the file or a base is missing.
-            ValueError: if a file is not a mapping of settings, holds a key twice, asks for Python objects, or is its
-                own base.
+            ValueError: if a file is not a mapping of settings, asks for Python objects, is its own base, or is far
+                larger than a config. Names the file.
         """
-        return _load_with_bases(cls._open_cfg, os.fspath(filename), ())
+        filename = os.fspath(filename)
+        if filename.endswith(".py"):
+            raise ValueError(
+                f"{filename} is a Python config, which this program does not take: train it with "
+                "tools/lazyconfig_train_net.py, or read it with LazyConfig.load"
+            )
+        return load_with_bases(cls._open_cfg, filename)
 
     def merge_from_file(self, cfg_filename: str, allow_unsafe: bool = True) -> None:
         """Takes over the settings of a yaml file, its bases and their older key names included.
@@ -81,7 +119,8 @@ class CfgNode(_FvcoreCfgNode):
 
         Raises:
             UnknownKeyError: (a ``KeyError``) names the nearest known keys.
-            ValueError: if a value has another type than the setting, or the file cannot be read as settings.
+            ValueError: if a value has another type than the setting or is one that it may not hold, or the file
+                cannot be read as settings.
         """
         loaded = type(self)(self.load_yaml_with_base(cfg_filename))
         if "VERSION" not in loaded:
@@ -89,6 +128,7 @@ class CfgNode(_FvcoreCfgNode):
         if loaded.VERSION != LATEST_VERSION:
             loaded = upgrade_config(loaded)
         self._merge([loaded], origin=f" in {cfg_filename}")
+        self._note(_FILE_MERGED, True)
 
     def merge_from_other_cfg(self, cfg_other: _YacsCfgNode) -> None:
         """Takes over the settings of another config.
@@ -106,8 +146,8 @@ class CfgNode(_FvcoreCfgNode):
         Raises:
             UnknownKeyError, ValueError: as ``merge_from_file``; ``ValueError`` also for a list of odd length.
         """
-        _check_pairs(cfg_list)
-        trees = [_nest(key, value) for key, value in zip(cfg_list[0::2], cfg_list[1::2])]
+        check_pairs(cfg_list)
+        trees = [nest(key, value) for key, value in zip(cfg_list[0::2], cfg_list[1::2])]
         self._merge(trees, origin=" in the overrides")
 
     def dump(self, *args: Any, **kwargs: Any) -> str:
@@ -117,36 +157,10 @@ class CfgNode(_FvcoreCfgNode):
     def _merge(self, trees: Sequence[Mapping[str, Any]], origin: str) -> None:
         if self.is_frozen():
             raise AttributeError("this config is frozen; merge settings into a clone() after calling its defrost()")
-        plan: list[_Assignment] = []
-        unknown: list[str] = []
+        plan = MergePlan(self, origin)
         for tree in trees:
-            _plan_merge(tree, self, "", self, plan, unknown)
-        if unknown:
-            known = list(_dotted_keys(self))
-            lines = [f"unknown config key {key!r}{origin}{did_you_mean(key, known)}" for key in unknown]
-            raise UnknownKeyError("\n".join(lines))
-        for section, key, value in plan:
-            section[key] = value
-
-
-def _check_pairs(cfg_list: Sequence[Any]) -> None:
-    for key in cfg_list[0::2]:
-        if not isinstance(key, str) or key.startswith("-") or "=" in key:
-            raise ValueError(f"expected a key such as SOLVER.BASE_LR, got {key!r}; overrides are KEY VALUE pairs")
-    if len(cfg_list) % 2:
-        raise ValueError(f"the config key {cfg_list[-1]!r} has no value; overrides are KEY VALUE pairs")
-
-
-def _nest(dotted_key: str, value: Any) -> dict[str, Any]:
-    first, _, rest = dotted_key.partition(".")
-    return {first: _nest(rest, value) if rest else value}
-
-
-def _dotted_keys(section: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in section.items():
-        yield f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            yield from _dotted_keys(value, f"{prefix}{key}.")
+            plan.add(tree)
+        plan.apply()
 
 
 def _plain(value: Any) -> Any:
@@ -158,171 +172,6 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _plan_merge(
-    source: Mapping[str, Any],
-    target: _YacsCfgNode,
-    prefix: str,
-    root: _YacsCfgNode,
-    plan: list[_Assignment],
-    unknown: list[str],
-) -> None:
-    """Collects what has to be set in ``target``, whose dotted name is ``prefix``, and the keys it does not know."""
-    for key, given in source.items():
-        full_key = f"{prefix}{key}"
-        if full_key == BASE_KEY:
-            raise ValueError(f"{BASE_KEY} names the base of a file; it has no meaning among other settings")
-        if key in target:
-            value = _fit(given, target[key], full_key)
-            if isinstance(value, Mapping):
-                _plan_merge(value, target[key], f"{full_key}.", root, plan, unknown)
-            else:
-                plan.append(_Assignment(target, key, value))
-        elif target.is_new_allowed():
-            plan.append(_Assignment(target, key, copy.deepcopy(target._decode_cfg_value(given))))
-        elif root.key_is_renamed(full_key):
-            root.raise_key_rename_error(full_key)
-        elif not root.key_is_deprecated(full_key):
-            unknown.append(_innermost_key(full_key, given))
-
-
-def _innermost_key(dotted_key: str, given: Any) -> str:
-    """The dotted key of the value in a chain of sections that hold one key each, as overrides make them."""
-    while isinstance(given, Mapping) and len(given) == 1:
-        ((key, given),) = given.items()
-        dotted_key = f"{dotted_key}.{key}"
-    return dotted_key
-
-
-def _fit(given: Any, current: Any, full_key: str) -> Any:
-    """``given`` in the type of the ``current`` value, where nothing is lost by it.
-
-    Raises:
-        ValueError: if the two types do not go together.
-    """
-    value = _read_literal(given, current)
-    is_section = isinstance(current, Mapping)
-    if is_section == isinstance(value, Mapping):
-        if is_section or value is None or current is None or type(value) is type(current):
-            return copy.deepcopy(value)
-        if isinstance(current, (list, tuple)) and isinstance(value, (list, tuple)):
-            return type(current)(copy.deepcopy(value))
-        if type(current) is float and type(value) is int:
-            return float(value)
-    raise ValueError(f"{full_key} expects {_expectation(current)}, got {given!r}{_cure(value, current)}")
-
-
-def _read_literal(given: Any, current: Any) -> Any:
-    """A string read as the Python literal it spells, unless the setting wants a string or it spells none."""
-    if not isinstance(given, str):
-        return given
-    if isinstance(current, bool) and given.lower() in ("true", "false"):
-        return given.lower() == "true"
-    try:
-        value = literal_eval(given)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return given
-    return given if isinstance(current, str) and not isinstance(value, (str, type(None))) else value
-
-
-def _expectation(current: Any) -> str:
-    if isinstance(current, Mapping):
-        return f"a section with keys such as {', '.join(list(current)[:3])}"
-    kind = type(current).__name__
-    return f"a value of type {kind} such as {current!r}"
-
-
-def _cure(value: Any, current: Any) -> str:
-    if isinstance(current, (list, tuple)) and not isinstance(value, Mapping):
-        one = (value,) if isinstance(current, tuple) else [value]
-        return f"; for a single entry write {one!r}"
-    if isinstance(current, bool):
-        return "; write True or False"
-    return ""
-
-
-# ---------------------------------------------------------------------------------------------------- yaml files
-
-
-class _SettingsLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """The safe loader, that refuses a key given twice and leaves dates as text."""
-
-    yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key_node, _ in node.value:
-            if key_node.value in seen and key_node.tag != "tag:yaml.org,2002:merge":
-                line = key_node.start_mark.line + 1
-                raise yaml.constructor.ConstructorError(problem=f"line {line} repeats the key {key_node.value!r}")
-            if isinstance(key_node.value, str):
-                seen.add(key_node.value)
-        return super().construct_mapping(node, deep=deep)
-
-
-def load_yaml(text: str, filename: str) -> Any:
-    """Plain data from yaml text; ``filename`` is for messages.
-
-    Raises:
-        ValueError: if the text is not yaml, holds a key twice, or asks for Python objects.
-    """
-    try:
-        return yaml.load(text, Loader=_SettingsLoader)
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        cure = "; write plain values: files that build Python objects are refused" if "python/" in reason else ""
-        raise ValueError(f"{filename} cannot be read as settings: {reason}{cure}") from None
-
-
-def _load_with_bases(
-    open_file: Callable[[str], IO[str] | IO[bytes]], filename: str, children: tuple[str, ...]
-) -> dict[str, Any]:
-    """``children`` are the files that led here, each the base of the one before it."""
-    if filename in children:
-        raise ValueError(f"{BASE_KEY} goes in a circle: {' -> '.join([*children, filename])}")
-    try:
-        with open_file(filename) as stream:
-            settings = load_yaml(stream.read(), filename)  # type: ignore[arg-type]
-    except FileNotFoundError:
-        whose = f", the {BASE_KEY} of {children[-1]}," if children else ""
-        raise FileNotFoundError(f"the config file {filename}{whose} does not exist") from None
-    settings = {} if settings is None else settings
-    if not isinstance(settings, dict):
-        raise ValueError(f"{filename} should hold sections of settings, but is a {type(settings).__name__}")
-    bases = settings.pop(BASE_KEY, [])
-    merged: dict[str, Any] = {}
-    for base in bases if isinstance(bases, list) else [bases]:
-        base_settings = _load_with_bases(open_file, _base_path(base, filename), (*children, filename))
-        _overlay(base_settings, merged, filename)
-    _overlay(settings, merged, filename)
-    return merged
-
-
-def _base_path(base: Any, filename: str) -> str:
-    if not isinstance(base, str):
-        raise ValueError(f"{BASE_KEY} in {filename} should be a path or a list of paths, got {base!r}")
-    base = os.path.expanduser(base)
-    if os.path.isabs(base) or "://" in base:
-        return base
-    folder = os.path.dirname(filename)
-    if "://" in folder:
-        return f"{folder}/{base}"
-    return os.path.normpath(os.path.join(folder, base))
-
-
-def _overlay(upper: dict[str, Any], lower: dict[str, Any], filename: str, prefix: str = "") -> None:
-    """Puts ``upper`` on top of ``lower``, in place; sections are joined, anything else is replaced."""
-    for key, value in upper.items():
-        if isinstance(value, dict) and key in lower:
-            if not isinstance(lower[key], dict):
-                raise ValueError(f"{prefix}{key} is a section in {filename}, but the value {lower[key]!r} in its base")
-            _overlay(value, lower[key], filename, f"{prefix}{key}.")
-        else:
-            lower[key] = value
-
-
 # ------------------------------------------------------------------------------------------------- global access
 
 global_cfg: CfgNode = CfgNode()
@@ -330,7 +179,9 @@ global_cfg: CfgNode = CfgNode()
 
 def get_cfg() -> CfgNode:
     """A fresh config with every default; change it, then ``freeze()`` it."""
-    return CfgNode(DEFAULTS)
+    cfg = CfgNode(DEFAULTS)
+    cfg._note(PLACE, "")
+    return cfg
 
 
 def set_global_cfg(cfg: CfgNode) -> None:

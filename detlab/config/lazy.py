@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from detlab.config.config import UnknownKeyError, load_yaml
 from detlab.config.instantiate import TARGET, dotted_name, dump_dataclass, resolve_target
-from detlab.config.nearest import did_you_mean
+from detlab.config.nearest import UnknownKeyError, did_you_mean
+from detlab.config.yaml_files import read_yaml
 from detlab.utils.file_io import PathManager, read_text, write_atomically
 from detlab.utils.registry import locate
 
@@ -162,7 +162,10 @@ def _pick(values: Mapping[str, Any], key: str, filename: str) -> Any:
 
 
 def _read_yaml(filename: str) -> DictConfig:
-    values = load_yaml(read_text(filename, "config file"), filename)
+    try:
+        values = read_yaml(filename)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"the config file {filename} does not exist") from None
     if not isinstance(values, dict):
         raise ValueError(f"{filename} should hold named configs, but is a {type(values).__name__}")
     return _as_config(values)

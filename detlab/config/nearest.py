@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+
+class UnknownKeyError(KeyError):
+    """A setting that does not exist; reads as its message, where ``KeyError`` would quote it."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 def nearest_names(asked: str, known: Iterable[str], count: int = 3) -> list[str]:
@@ -24,3 +32,24 @@ def did_you_mean(asked: str, known: Iterable[str]) -> str:
     """``"; did you mean 'A' or 'B'?"``, or an empty text where nothing is alike."""
     names = [repr(name) for name in nearest_names(asked, known)]
     return f"; did you mean {' or '.join(names)}?" if names else ""
+
+
+def probable_slip(name: str, known: Iterable[str], whole: bool = False) -> str | None:
+    """The known name that somebody who wrote another one probably meant, or None.
+
+    That is one of nearly the same letters (``MAX_ITERS`` for ``MAX_ITER``), or one that has the other's words in it
+    (``LR`` for ``BASE_LR``). Names that differ by digits alone (``RES4``, ``RES5``) do so on purpose.
+
+    Args:
+        name: what was written.
+        known: what could have been meant.
+        whole: only names of nearly the same letters.
+    """
+    others = sorted((other for other in known if other != name), key=len)
+    for other in [] if whole else others:
+        if f"_{name}_" in f"_{other}_":
+            return other
+    for other in difflib.get_close_matches(name, others, n=1, cutoff=0.85):
+        if re.sub(r"\d", "", other) != re.sub(r"\d", "", name):
+            return other
+    return None

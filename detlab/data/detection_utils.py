@@ -25,6 +25,7 @@ from detlab.structures.keypoints import Keypoints
 from detlab.structures.masks import BitMasks, PolygonMasks
 from detlab.structures.rotated_boxes import RotatedBoxes
 from detlab.utils.image import convert_image_to_rgb, convert_PIL_to_numpy, read_image
+from detlab.utils.mask_codes import Polygons, checked_objects, decode_rle, draw_polygons
 
 __all__ = [
     "SizeMismatchError",
@@ -198,8 +199,8 @@ def _transform_boxes(boxes: list[Any], transforms: TransformList, image_size: tu
 def _transform_segmentations(segmentations: list[Any], transforms: TransformList, image_size: tuple[int, int]) -> list:
     """N polygon lists, RLEs or bitmaps -> polygons as flat arrays, or (H, W) bitmaps for the other two."""
     are_polygons = [isinstance(segmentation, (list, tuple)) for segmentation in segmentations]
-    objects = [[_corners(p) for p in s] for s, is_list in zip(segmentations, are_polygons) if is_list]
-    moved = iter(transform_polygons(objects, transforms))
+    objects = _checked_polygon_lists([s for s, is_list in zip(segmentations, are_polygons) if is_list])
+    moved = iter(transform_polygons([[polygon.reshape(-1, 2) for polygon in own] for own in objects], transforms))
     return [
         [polygon.reshape(-1) for polygon in next(moved)]
         if is_list
@@ -208,20 +209,8 @@ def _transform_segmentations(segmentations: list[Any], transforms: TransformList
     ]
 
 
-def _corners(polygon: Any) -> np.ndarray:
-    """x0, y0, x1, y1, ... -> (P, 2) float64."""
-    try:
-        values = np.asarray(polygon, dtype=np.float64).reshape(-1)
-    except (TypeError, ValueError):
-        raise ValueError(
-            f"a 'segmentation' that is a list holds polygons [[x0, y0, x1, y1, ...], ...]; got {polygon!r}"
-        ) from None
-    if len(values) < 6 or len(values) % 2:
-        raise ValueError(
-            f"a polygon of 'segmentation' has {len(values)} values, but needs x and y of at least 3 corners: "
-            f"{values.tolist()}"
-        )
-    return values.reshape(-1, 2)
+def _checked_polygon_lists(segmentations: list[Any]) -> list[Polygons]:
+    return checked_objects(segmentations, lambda _: "'segmentation'")
 
 
 def _to_bitmap(segmentation: Any) -> np.ndarray:
@@ -234,12 +223,7 @@ def _to_bitmap(segmentation: Any) -> np.ndarray:
             "'segmentation' is a list of polygons [[x0, y0, ...], ...], an RLE {'size': [height, width], 'counts': "
             f"...}}, or an array (H, W); got {type(segmentation).__name__}{shape}"
         )
-    from pycocotools import mask as coco_mask
-
-    run_lengths: Any = segmentation
-    if isinstance(segmentation["counts"], (list, tuple)):
-        run_lengths = coco_mask.frPyObjects(segmentation, *segmentation["size"])
-    return coco_mask.decode(run_lengths)
+    return decode_rle(segmentation, where="'segmentation'")
 
 
 def _transform_bitmap(bitmap: np.ndarray, transforms: TransformList, image_size: tuple[int, int]) -> np.ndarray:
@@ -439,8 +423,7 @@ def _draw_masks(segmentations: list[Any], image_size: tuple[int, int]) -> np.nda
     bitmaps = np.zeros((len(segmentations), height, width), dtype=bool)
     drawn = [i for i, segmentation in enumerate(segmentations) if isinstance(segmentation, (list, tuple))]
     if drawn:
-        objects = [[_corners(polygon).reshape(-1) for polygon in segmentations[i]] for i in drawn]
-        bitmaps[drawn] = BitMasks.from_polygon_masks(objects, height, width).tensor.numpy()
+        bitmaps[drawn] = draw_polygons(_checked_polygon_lists([segmentations[i] for i in drawn]), height, width)
     for i in set(range(len(segmentations))) - set(drawn):
         bitmap = _to_bitmap(segmentations[i])
         if bitmap.shape != (height, width):

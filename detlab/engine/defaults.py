@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import itertools
 import logging
 import os
 import sys
@@ -27,6 +28,20 @@ from detlab.data.build import build_detection_test_loader, build_detection_train
 from detlab.data.catalog import MetadataCatalog
 from detlab.data.transforms.augmentation_impl import ResizeShortestEdge
 from detlab.engine import hooks
+from detlab.engine.config_changes import (
+    apply_solver_changes,
+    changed_settings,
+    group_settings,
+    log_changes,
+    refuse_changes,
+)
+from detlab.engine.run_lock import hold_output_dir, lock_output_dir, user_of_output_dir
+from detlab.engine.test_plan import (
+    NO_EVALUATOR,
+    check_test_side,
+    config_for_evaluation,
+    warn_of_weights_that_are_not_finite,
+)
 from detlab.engine.train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
 from detlab.evaluation.build import build_evaluator
 from detlab.evaluation.evaluator import DatasetEvaluator, inference_on_dataset
@@ -37,7 +52,7 @@ from detlab.utils import comm
 from detlab.utils.collect_env import collect_env_info
 from detlab.utils.env import seed_all_rng
 from detlab.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
-from detlab.utils.file_io import PathManager, write_atomically
+from detlab.utils.file_io import PathManager, read_text, write_atomically
 from detlab.utils.logger import setup_logger
 from detlab.utils.optional import available
 from detlab.utils.user_modules import import_user_modules
@@ -135,7 +150,8 @@ def default_setup(cfg: CfgNode | DictConfig, args: argparse.Namespace) -> None:
     """What comes first in every process: modules of the user's, output directory, logs, seeds.
 
     The log begins with the environment and the config; the config is also saved as ``config.yaml`` in the output
-    directory (an evaluation does not replace the one of the training).
+    directory. An evaluation does not replace the one of the training; a training keeps one that differs as
+    ``config_1.yaml``, ``config_2.yaml`` ...
 
     Args:
         cfg: a yaml config, or a Python one with a ``train`` section.
@@ -143,7 +159,9 @@ def default_setup(cfg: CfgNode | DictConfig, args: argparse.Namespace) -> None:
 
     Raises:
         OSError: nothing can be written to the output directory.
-        ValueError: the config wants a GPU and there is none, or an unknown precision.
+        OutputDirInUseError: another process trains into the output directory. From here on to the end of
+            ``DefaultTrainer.train``, or of this process, no other can.
+        ValueError: the config wants a GPU and there is none, or an unknown device or precision.
     """
     import_user_modules(getattr(args, "imports", []))
     _check_device(cfg)
@@ -152,15 +170,21 @@ def default_setup(cfg: CfgNode | DictConfig, args: argparse.Namespace) -> None:
     if output_dir and comm.is_main_process():
         _make_writable(output_dir)
     comm.synchronize()
+    is_training = not getattr(args, "eval_only", False)
+    if is_training:
+        # Before the files of a run that is going on are written to.
+        lock_output_dir(output_dir)
     for name in ("fvcore", "detlab"):
         setup_logger(output_dir or None, distributed_rank=rank, name=name)
     logger.info(f"Rank of current process: {rank}. World size: {comm.get_world_size()}")
     if comm.is_main_process():
+        if not is_training and output_dir and (user := user_of_output_dir(output_dir)):
+            logger.warning(f"{output_dir} is in use by {user}; both will write to its log.txt and inference folder")
         _log_environment(cfg, args, output_dir)
     seed = _setting(cfg, "SEED", "train.seed", -1)
     seed_all_rng(None if seed < 0 else seed + rank)
     # Evaluation sees images of many sizes, and timing kernels for each takes longer than it saves.
-    if not getattr(args, "eval_only", False):
+    if is_training:
         torch.backends.cudnn.benchmark = _setting(cfg, "CUDNN_BENCHMARK", "train.cudnn_benchmark", False)
     _set_matmul_precision(_setting(cfg, "FLOAT32_PRECISION", "train.float32_precision", ""))
 
@@ -177,10 +201,14 @@ def _setting(cfg: CfgNode | DictConfig, yaml_key: str, lazy_key: str, default: A
 
 def _check_device(cfg: CfgNode | DictConfig) -> None:
     device = cfg.MODEL.DEVICE if isinstance(cfg, CfgNode) else _setting(cfg, "", "train.device", "cpu")
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        name, cure = ("MODEL.DEVICE", "MODEL.DEVICE cpu")
-        if not isinstance(cfg, CfgNode):
-            name, cure = ("train.device", "train.device=cpu")
+    name, cure = ("MODEL.DEVICE", "MODEL.DEVICE cpu")
+    if not isinstance(cfg, CfgNode):
+        name, cure = ("train.device", "train.device=cpu")
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise ValueError(f"{name} is {device!r}; it is 'cuda', one GPU such as 'cuda:0', or 'cpu'") from None
+    if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"{name} is {device!r} but torch finds no GPU; to run on the CPU, add {cure} to the command")
 
 
@@ -207,12 +235,39 @@ def _log_environment(cfg: CfgNode | DictConfig, args: argparse.Namespace, output
     path = os.path.join(output_dir, "config.yaml")
     if getattr(args, "eval_only", False) and PathManager.isfile(path):
         return
+    _save_config(cfg, path)
+
+
+def _save_config(cfg: CfgNode | DictConfig, path: str) -> None:
+    """Write the config; an earlier one that differs is kept beside it."""
+    kept = _keep_earlier(path) if PathManager.isfile(path) else None
     if isinstance(cfg, CfgNode):
         with write_atomically(path, "w") as file:
-            file.write(text)
+            file.write(cfg.dump())
     else:
         LazyConfig.save(cfg, path)
     logger.info(f"Full config saved to {path}")
+    if kept is None:
+        return
+    if read_text(kept) == read_text(path):
+        PathManager.rm(kept)
+    else:
+        logger.info(f"The one that was there differs; it is kept as {kept}")
+
+
+def _keep_earlier(path: str) -> str:
+    """Copy a config before it is replaced, so that a run which is killed meanwhile has lost nothing."""
+    text = read_text(path, "config")
+    kept = _free_path(os.path.dirname(path))
+    with write_atomically(kept, "w") as file:
+        file.write(text)
+    return kept
+
+
+def _free_path(output_dir: str) -> str:
+    """The first of ``config_1.yaml``, ``config_2.yaml`` ... that is not there."""
+    paths = (os.path.join(output_dir, f"config_{number}.yaml") for number in itertools.count(1))
+    return next(path for path in paths if not PathManager.isfile(path))
 
 
 def _set_matmul_precision(precision: str) -> None:
@@ -230,7 +285,15 @@ def default_writers(output_dir: str, max_iter: int | None = None) -> list[EventW
     Args:
         output_dir: for the files.
         max_iter: iterations of the run, to estimate the time left.
+
+    Raises:
+        ValueError: ``output_dir`` is empty.
     """
+    if not output_dir:
+        raise ValueError(
+            "OUTPUT_DIR is empty, so a training has nowhere to leave checkpoints and metrics; set it to a directory "
+            "(in Python configs train.output_dir)"
+        )
     PathManager.mkdirs(output_dir)
     writers: list[EventWriter] = [
         CommonMetricPrinter(max_iter),
@@ -291,7 +354,7 @@ class DefaultTrainer(TrainerBase):
         cfg: the config in use, scaled to the number of processes (see :meth:`auto_scale_workers`).
         checkpointer: saves and loads the model and the state of this trainer.
         scheduler: of the learning rate.
-        start_iter, max_iter: the iterations to run.
+        start_iter, max_iter: the iterations to run; hooks may change ``max_iter``, see :class:`TrainerBase`.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -342,8 +405,14 @@ class DefaultTrainer(TrainerBase):
     def resume_or_load(self, resume: bool = True) -> None:
         """Go on from the last checkpoint in ``OUTPUT_DIR``, if ``resume`` and there is one; else load the weights.
 
-        In the first case everything comes from the checkpoint: weights, optimizer, schedule, iteration, random seeds,
-        position in the data. In the second, only the weights of ``MODEL.WEIGHTS``.
+        In the first case everything comes from the checkpoint: weights, optimizer, iteration, random seeds, position
+        in the data. Of the settings, those in use count where they differ from the ones saved, the learning rate and
+        its schedule among them, and the log lists them; but the seed stays the saved one. In the second case, only the
+        weights of ``MODEL.WEIGHTS`` are loaded.
+
+        Raises:
+            ValueError: the state in the checkpoint cannot be that of this config: the optimizer is another one, or
+                parameters have other shapes.
         """
         resumes = resume and self.checkpointer.has_checkpoint()
         if not resume and self.checkpointer.has_checkpoint():
@@ -372,7 +441,7 @@ class DefaultTrainer(TrainerBase):
             *hooks.registered_hooks(hooks.HOOK_REGISTRY, self),
             # Before the evaluation: should that fail, the checkpoint is there.
             hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD) if is_main else None,
-            hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._test_and_remember),
+            hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._test_and_remember, record_file=self._evaluation_record()),
             *hooks.registered_hooks(hooks.EVALUATION_HOOK_REGISTRY, self),
             # Last, so that what the others have put is written in the same iteration.
             hooks.PeriodicWriter(self.build_writers(), period=20) if is_main else None,
@@ -387,6 +456,9 @@ class DefaultTrainer(TrainerBase):
         num_batches = cfg.TEST.PRECISE_BN.NUM_ITER
         return hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, self.model, self.build_train_loader(cfg), num_batches)
 
+    def _evaluation_record(self) -> str | None:
+        return os.path.join(self.cfg.OUTPUT_DIR, hooks.LAST_EVALUATION) if self.cfg.OUTPUT_DIR else None
+
     def _test_and_remember(self) -> Mapping[str, Any] | None:
         self._last_eval_results = self.test(self.cfg, self.model)
         return self._last_eval_results
@@ -396,15 +468,21 @@ class DefaultTrainer(TrainerBase):
         return default_writers(self.cfg.OUTPUT_DIR, self.max_iter)
 
     def train(self) -> Mapping[str, Any] | None:  # type: ignore[override]
-        """Run all iterations.
+        """Run all iterations, after a look at what the evaluation will need.
 
         Returns:
             On the main process the results of the last evaluation, if there was one.
 
         Raises:
-            SystemExit: results are not as ``TEST.EXPECTED_RESULTS`` says.
+            OutputDirInUseError: another process trains into ``OUTPUT_DIR``.
+            Exception: before the first iteration, whatever an evaluation would raise for want of a data set, a file,
+                an evaluator or a valid setting; see :func:`detlab.engine.test_plan.check_test_side`.
+            SystemExit: results are not as ``TEST.EXPECTED_RESULTS`` says, or a signal ended training, see
+                :meth:`TrainerBase.train`.
         """
-        super().train(self.start_iter, self.max_iter)
+        with hold_output_dir(self.cfg.OUTPUT_DIR):
+            _check_test_side(self.cfg, type(self))
+            super().train(self.start_iter, self.max_iter)
         if not comm.is_main_process():
             return None
         if len(self.cfg.TEST.EXPECTED_RESULTS):
@@ -413,25 +491,36 @@ class DefaultTrainer(TrainerBase):
 
     def run_step(self) -> None:
         """A step of the inner :class:`SimpleTrainer` or :class:`AMPTrainer`."""
-        self._trainer.iter = self.iter
+        self._trainer.iter, self._trainer.max_iter = self.iter, self.max_iter
         self._trainer.run_step()
 
     def after_train(self) -> None:
         """Write the metrics that are left, then call the hooks."""
         try:
             if self.iter >= self.max_iter:
-                self._trainer.flush_metrics()
+                self.flush_metrics()
         finally:
             super().after_train()
 
+    def flush_metrics(self) -> None:
+        """Write what the inner trainer has kept back of the metrics; all ranks must call it."""
+        self._trainer.flush_metrics()
+
     def state_dict(self) -> dict[str, Any]:
-        """The base's, with that of the inner trainer."""
-        return {**super().state_dict(), "_trainer": self._trainer.state_dict()}
+        """The base's, with that of the inner trainer, and the text of the config."""
+        state = super().state_dict()
+        inner = {**self._trainer.state_dict(), "iteration": state["iteration"]}
+        return {**state, "_trainer": inner, "config": self.cfg.dump()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take back ``state_dict``."""
+        """Take back ``state_dict``; see :meth:`resume_or_load` for what counts if the config has changed."""
+        changes = changed_settings(state_dict["config"], self.cfg) if "config" in state_dict else []
+        refuse_changes(changes)
+        built = group_settings(self.optimizer)
         super().load_state_dict(state_dict)
         self._trainer.load_state_dict(state_dict["_trainer"])
+        apply_solver_changes(changes, built, self.optimizer, self.scheduler)
+        log_changes(changes, self.scheduler, self.iter + 1)
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -478,7 +567,8 @@ class DefaultTrainer(TrainerBase):
         Args:
             cfg: the config.
             model: as ``build_model`` gives it, perhaps wrapped for a distributed run.
-            evaluators: one for each data set; by default they are built.
+            evaluators: one for each data set; by default they are built. A data set for which ``build_evaluator``
+                raises ``NotImplementedError`` is left out, with a warning.
 
         Returns:
             On the main process: task -> metric -> number, for several data sets in a dict under their names.
@@ -490,10 +580,16 @@ class DefaultTrainer(TrainerBase):
                 raise ValueError(
                     f"{len(evaluators)} evaluators for the {len(names)} data sets of DATASETS.TEST {names}"
                 )
-        results = {}
+        warn_of_weights_that_are_not_finite(model)
+        results: dict[str, Any] = {}
         for position, name in enumerate(names):
             loader = cls.build_test_loader(cfg, name)
-            evaluator = evaluators[position] if evaluators is not None else cls.build_evaluator(cfg, name)
+            try:
+                evaluator = evaluators[position] if evaluators is not None else cls.build_evaluator(cfg, name)
+            except NotImplementedError:
+                logger.warning(NO_EVALUATOR.format(cls.__name__, name))
+                results[name] = {}
+                continue
             results[name] = inference_on_dataset(_without_ddp(model), loader, evaluator)
             if comm.is_main_process():
                 logger.info(f"Evaluation results for {name} in csv format:")
@@ -553,8 +649,16 @@ def _amp_precision(cfg: CfgNode) -> torch.dtype:
     return known[name]
 
 
+def _check_test_side(cfg: CfgNode, trainer_class: type[DefaultTrainer]) -> None:
+    is_overridden = getattr(trainer_class.test, "__func__", None) is not DefaultTrainer.test.__func__  # type: ignore[attr-defined]
+    check_test_side(cfg, trainer_class, is_overridden)
+
+
 def evaluate_only(cfg: CfgNode, resume: bool = False, trainer_class: type[DefaultTrainer] = DefaultTrainer):
     """Evaluate ``MODEL.WEIGHTS``, or the last checkpoint of ``OUTPUT_DIR`` if ``resume``, without training.
+
+    Files of results go to ``OUTPUT_DIR/inference``; if a training has left those of its own evaluation there, to
+    ``OUTPUT_DIR/eval_<name of the weights>/inference``.
 
     Returns:
         The results, see :meth:`DefaultTrainer.test`.
@@ -565,6 +669,7 @@ def evaluate_only(cfg: CfgNode, resume: bool = False, trainer_class: type[Defaul
     """
     if not cfg.DATASETS.TEST:
         raise ValueError("there is nothing to evaluate on: DATASETS.TEST is empty; name a registered data set in it")
+    _check_test_side(cfg, trainer_class)
     model = trainer_class.build_model(cfg)
     checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR)
     if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
@@ -573,7 +678,8 @@ def evaluate_only(cfg: CfgNode, resume: bool = False, trainer_class: type[Defaul
             f"last one of {cfg.OUTPUT_DIR}"
         )
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
-    results = trainer_class.test(cfg, model)
+    weights = (checkpointer.get_checkpoint_file() if resume else "") or cfg.MODEL.WEIGHTS
+    results = trainer_class.test(config_for_evaluation(cfg, weights), model)
     if comm.is_main_process():
         verify_results(cfg, results)
     return results

@@ -31,12 +31,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LRScheduler as _TorchScheduler
 
 from detlab.checkpoint.periodic_checkpoint import PeriodicCheckpointer as _SavePeriodically
+from detlab.engine.interruption import StoppedBySignal, ends_at_once
 from detlab.engine.train_loop import HookBase
 from detlab.evaluation.testing import flatten_results_dict
 from detlab.solver.lr_scheduler import LRMultiplier
 from detlab.utils import comm
-from detlab.utils.events import EventStorage, EventWriter
-from detlab.utils.file_io import PathManager
+from detlab.utils.events import CommonMetricPrinter, EventStorage, EventWriter
+from detlab.utils.file_io import PathManager, read_json, write_json
 from detlab.utils.registry import Registry
 
 __all__ = [
@@ -188,10 +189,16 @@ def _clock(seconds: float) -> str:
 class PeriodicWriter(HookBase):
     """Lets writers write, every ``period`` iterations and at the end.
 
+    Wherever it is registered, what other hooks put is written: in the next row, and when training ends, before the
+    writers are closed.
+
     Args:
-        writers: closed when training ends.
+        writers: closed when training ends. A ``CommonMetricPrinter`` that estimates the time left follows the trainer's
+            ``max_iter``.
         period: in iterations.
     """
+
+    ends_last = True
 
     def __init__(self, writers: Sequence[EventWriter], period: int = 20) -> None:
         for writer in writers:
@@ -202,28 +209,49 @@ class PeriodicWriter(HookBase):
 
     def after_step(self) -> None:
         if _is_due(self.trainer, self._period) or self.trainer.iter == self.trainer.max_iter - 1:
-            for writer in self._writers:
-                writer.write()
+            self._write()
 
     def after_train(self) -> None:
+        # Other hooks may have put results after the last step.
+        self._write()
         for writer in self._writers:
-            # Hooks before this one may have put results after the last step.
-            writer.write()
             writer.close()
+
+    def _write(self) -> None:
+        for writer in self._writers:
+            if isinstance(writer, CommonMetricPrinter) and writer.max_iter is not None:
+                writer.max_iter = self.trainer.max_iter
+            writer.write()
 
 
 class PeriodicCheckpointer(_SavePeriodically, HookBase):
-    """Saves a checkpoint every ``period`` iterations, and ``<prefix>_final`` after the last one.
+    """Saves a checkpoint every ``period`` iterations, ``<prefix>_final`` after the last one, and one before a stop.
 
     The arguments are those of ``detlab.checkpoint.PeriodicCheckpointer``; ``max_iter`` is taken from the trainer. The
     checkpointer should have the trainer among its objects, else a run cannot be resumed.
     """
 
+    _final_is_saved = False
+
     def before_train(self) -> None:
-        self.max_iter = self.trainer.max_iter
+        self._final_is_saved = False
 
     def after_step(self) -> None:
+        self.max_iter = self.trainer.max_iter
         self.step(self.trainer.iter)
+        self._final_is_saved = self.trainer.iter + 1 >= self.max_iter
+
+    def after_train(self) -> None:
+        # A hook behind this one has ended the run, or a run that was killed has no iteration left but this to do.
+        if _has_finished(self.trainer) and not self._final_is_saved and not self._has_file_of_finished_run():
+            self.checkpointer.save(f"{self.file_prefix}_final", iteration=self.trainer.iter - 1)
+
+    def _has_file_of_finished_run(self) -> bool:
+        path = os.path.join(self.checkpointer.save_dir, f"{self.file_prefix}_final.pth")
+        return self.trainer.iter == self.trainer.start_iter and self.path_manager.isfile(path)
+
+    def before_stop(self) -> None:
+        self.save_if_missing(self.trainer.iter)
 
 
 class BestCheckpointer(HookBase):
@@ -260,6 +288,11 @@ class BestCheckpointer(HookBase):
         self._file_prefix = file_prefix
         self.best_metric: float | None = None
         self.best_iter: int | None = None
+
+    def before_train(self) -> None:
+        # There only if the evaluation of the last iteration before a resumed run was made up for.
+        if self._metric in self.trainer.storage.latest():
+            self._save_if_best()
 
     def after_step(self) -> None:
         # After the last iteration the evaluation comes in after_train.
@@ -361,11 +394,17 @@ class LRScheduler(HookBase):
 class EvalHook(HookBase):
     """Evaluates every so many iterations and puts the results as scalars.
 
+    A checkpoint is written before the evaluation of its iteration, so a run that was killed in an evaluation has lost
+    it. With a record file, a resumed run notices and does that evaluation first; its scalars belong to the last
+    iteration before the start, and hooks registered behind this one see them in their ``before_train``.
+
     Args:
         eval_period: in iterations; 0 evaluates at the end only.
         eval_function: without arguments; gives numbers by name, nested to any depth (``{"bbox": {"AP": 38.5}}`` is
             put as ``bbox/AP``), or nothing. It runs on all ranks, and leaves the model in training mode.
         eval_after_train: evaluate when training has ended.
+        record_file: json file in which the main process notes the last evaluation that was finished; None: none is
+            made up for.
     """
 
     def __init__(
@@ -373,27 +412,89 @@ class EvalHook(HookBase):
         eval_period: int,
         eval_function: Callable[[], Mapping[str, Any] | None],
         eval_after_train: bool = True,
+        record_file: str | None = None,
     ) -> None:
         self._period = eval_period
         self._function = eval_function
         self._eval_after_train = eval_after_train
+        self._record = None if record_file is None else _EvaluationRecord(record_file)
+        self._evaluated_iter = -1
+
+    def before_train(self) -> None:
+        if self._record is None:
+            return
+        last_done = self.trainer.start_iter - 1
+        known = self._record.take(last_done)
+        is_due = self._period > 0 and last_done >= 0 and (last_done + 1) % self._period == 0
+        # That of the last iteration comes in after_train anyway.
+        if not is_due or last_done + 1 >= self.trainer.max_iter:
+            return
+        if known is not None:
+            self._put(known, last_done)
+        else:
+            logger.info(
+                f"The evaluation after iteration {last_done} was not finished before the run stopped: it is now"
+            )
+            self._evaluate(last_done)
 
     def after_step(self) -> None:
         # After the last iteration the evaluation comes in after_train.
         if _is_due(self.trainer, self._period) and self.trainer.iter + 1 < self.trainer.max_iter:
-            self._evaluate()
+            self._evaluate(self.trainer.iter)
 
     def after_train(self) -> None:
-        if self._eval_after_train and _has_finished(self.trainer):
-            self._evaluate()
+        # A hook behind this one may have ended the run in an iteration that was evaluated.
+        is_evaluated = self._evaluated_iter == self.trainer.iter - 1 >= self.trainer.start_iter
+        if self._eval_after_train and _has_finished(self.trainer) and not is_evaluated:
+            self._evaluate(self.trainer.iter - 1, shown_iter=self.trainer.iter)
 
-    def _evaluate(self) -> None:
-        results = self._function()
-        if results:
-            for name, value in _as_scalars(results).items():
-                self.trainer.storage.put_scalar(name, value, smoothing_hint=False)
+    def _evaluate(self, iteration: int, shown_iter: int | None = None) -> None:
+        try:
+            with ends_at_once():
+                results = self._function()
+        except StoppedBySignal:
+            logger.warning(f"the evaluation after {iteration + 1} iterations was stopped; --resume begins with it")
+            raise
+        scalars = _as_scalars(results) if results else {}
+        self._put(scalars, iteration if shown_iter is None else shown_iter)
+        self._evaluated_iter = iteration
+        if self._record is not None:
+            self._record.write(iteration, scalars)
         # Evaluation takes the ranks different times; without this the next step's time would show it.
         comm.synchronize()
+
+    def _put(self, scalars: Mapping[str, float], iteration: int) -> None:
+        for name, value in scalars.items():
+            self.trainer.storage.put_scalar(name, value, smoothing_hint=False, cur_iter=iteration)
+
+
+LAST_EVALUATION = "last_evaluation.json"
+"""Name of the record file of a usual run, in its output directory."""
+
+
+class _EvaluationRecord:
+    """A file with the iteration and the scalars of the last finished evaluation of a run."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def take(self, iteration: int) -> dict[str, float] | None:
+        """The scalars if the record is of this iteration; another one is removed. All ranks must call it.
+
+        What remained of another course of the run would be believed when this one comes to the same iteration.
+        """
+        scalars = None
+        if comm.is_main_process() and PathManager.isfile(self._path):
+            record = read_json(self._path, "record of the last evaluation")
+            if record["iteration"] == iteration:
+                scalars = record["results"]
+            else:
+                PathManager.rm(self._path)
+        return comm.broadcast(scalars)
+
+    def write(self, iteration: int, scalars: Mapping[str, float]) -> None:
+        if comm.is_main_process():
+            write_json(self._path, {"iteration": iteration, "results": dict(scalars)})
 
 
 def _as_scalars(results: Any) -> dict[str, float]:

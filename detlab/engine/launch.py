@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 import logging
+import multiprocessing
 import os
+import signal
 import socket
+import threading
+import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
@@ -14,6 +18,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from detlab.engine.interruption import Signals, StoppedBySignal, stopping
 from detlab.utils import comm
 
 __all__ = ["DEFAULT_TIMEOUT", "launch", "launch_from_args"]
@@ -22,6 +27,13 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_TIMEOUT = timedelta(minutes=30)
 
+# What torchrun tells each process that it starts, and torch needs. LOCAL_WORLD_SIZE can be found out.
+_VARIABLES_OF_TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+# For the processes of a run: to finish a step and save when they are asked to stop; and to end when one has failed.
+_SECONDS_TO_STOP = 120.0
+_SECONDS_TO_FAIL = 5.0
+
 
 class _Place(NamedTuple):
     """Where one process stands in a run."""
@@ -29,7 +41,7 @@ class _Place(NamedTuple):
     rank: int
     local_rank: int
     world_size: int
-    processes_per_machine: int
+    processes_per_machine: int | None  # None: to be found out
     device: str  # "cuda" or "cpu"
 
 
@@ -45,9 +57,14 @@ def launch(
 ) -> Any:
     """Call ``main_func(*args)`` in every process of a run.
 
-    With one process in all it is called right here. Under torchrun (``RANK`` and ``WORLD_SIZE`` in the environment)
-    this process joins the others that torchrun has started, and the numbers given here do not count. Otherwise this
-    machine's processes are started; when one fails, the others are stopped and its traceback is raised here.
+    With one process in all it is called right here. Under torchrun (``RANK``, ``LOCAL_RANK``, ``WORLD_SIZE``,
+    ``MASTER_ADDR`` and ``MASTER_PORT`` in the environment) this process joins the others that torchrun has started, and
+    the numbers given here do not count; where some of these variables are missing, a warning names them and the others
+    do not count. Otherwise this machine's processes are started; when one fails, the others are stopped and its
+    traceback is raised here.
+
+    SIGTERM and Ctrl-C reach the started processes through this one, which waits until they have stopped: see
+    :meth:`~detlab.engine.train_loop.TrainerBase.train`. They also stop if this one is killed.
 
     Args:
         main_func: at the top level of a module, as started processes have to find it.
@@ -67,10 +84,11 @@ def launch(
     Raises:
         ValueError: the numbers do not go together, or there are fewer GPUs than processes.
         torch.multiprocessing.ProcessRaisedException: a process failed.
+        StoppedBySignal: a ``SystemExit`` with the status of the signal that stopped the processes.
     """
     kind = _kind_of(device)
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        place = _place_from_torchrun(kind)
+    place = _place_from_torchrun(kind, num_gpus_per_machine)
+    if place is not None:
         return _run(place, "env://", timeout, main_func, args)
     per_machine = max(num_gpus_per_machine, 1)
     _check_numbers(num_machines, machine_rank)
@@ -78,11 +96,8 @@ def launch(
         return main_func(*args)
     _check_devices(kind, per_machine)
     url = _meeting_point(dist_url, num_machines)
-    mp.spawn(
-        _child,
-        args=(machine_rank * per_machine, per_machine * num_machines, per_machine, kind, url, timeout, main_func, args),
-        nprocs=per_machine,
-    )
+    first_rank, world_size = machine_rank * per_machine, per_machine * num_machines
+    _start_and_wait(per_machine, (first_rank, world_size, per_machine, kind, url, timeout, main_func, args))
     return None
 
 
@@ -149,16 +164,114 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _place_from_torchrun(kind: str) -> _Place:
-    world_size = int(os.environ["WORLD_SIZE"])
-    rank = int(os.environ["RANK"])
-    return _Place(
-        rank=rank,
-        local_rank=int(os.environ.get("LOCAL_RANK", rank)),
-        world_size=world_size,
-        processes_per_machine=int(os.environ.get("LOCAL_WORLD_SIZE", world_size)),
-        device=kind,
-    )
+def _place_from_torchrun(kind: str, num_gpus: int) -> _Place | None:
+    """What the environment says of this process; None if torchrun has not started it."""
+    given = [name for name in _VARIABLES_OF_TORCHRUN if os.environ.get(name)]
+    if not {"RANK", "LOCAL_RANK", "WORLD_SIZE"} & set(given):
+        return None
+    missing = [name for name in _VARIABLES_OF_TORCHRUN if name not in given]
+    if missing:
+        logger.warning(
+            f"{', '.join(given)} of the environment do not count, because {', '.join(missing)} of torchrun's variables "
+            f"are not set: this is taken for no part of a greater run, and --num-gpus {num_gpus} for what is wanted. "
+            "Unset the first, or set the others too"
+        )
+        return None
+    rank, local_rank, world_size = (_number_in_environment(name) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+    local_size = _number_in_environment("LOCAL_WORLD_SIZE") if os.environ.get("LOCAL_WORLD_SIZE") else None
+    if num_gpus > 1 and num_gpus != (local_size or world_size):
+        logger.warning(
+            f"--num-gpus {num_gpus} does not count: torchrun has started {local_size or world_size} processes"
+        )
+    return _Place(rank, local_rank, world_size, local_size, kind)
+
+
+def _number_in_environment(name: str) -> int:
+    try:
+        return int(os.environ[name])
+    except ValueError:
+        raise ValueError(f"the environment's {name} should be a number, it is {os.environ[name]!r}") from None
+
+
+# ------------------------------------------------------------------------------------------------ started processes
+
+
+def _start_and_wait(num_processes: int, args: tuple[Any, ...]) -> None:
+    """Start processes that run :func:`_child`, pass signals on to them, and wait until all have ended."""
+    children = _Children()
+    try:
+        with Signals(children.pass_on):
+            children.start(num_processes, args)
+            while not children.join():
+                pass
+    except mp.ProcessExitedException as error:
+        if children.signal_number == 0:
+            if error.exit_code != 128 + signal.SIGTERM:
+                raise
+            # It came to one of them, and they have agreed.
+            children.signal_number = signal.SIGTERM
+    finally:
+        children.end()
+    if children.signal_number:
+        raise stopping(children.signal_number)
+
+
+class _Children:
+    """The processes that this one has started.
+
+    Attributes:
+        signal_number: of the signal that has been passed on, or 0.
+    """
+
+    def __init__(self) -> None:
+        self.signal_number = 0
+        self._context: mp.ProcessContext | None = None
+
+    def start(self, num_processes: int, args: tuple[Any, ...]) -> None:
+        # They inherit that Ctrl-C, which a terminal sends to them too, is left to this process.
+        handler = signal.getsignal(signal.SIGINT)
+        is_main_thread = threading.current_thread() is threading.main_thread()
+        if is_main_thread:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            self._context = mp.start_processes(_child, args, nprocs=num_processes, join=False, start_method="spawn")
+        finally:
+            if is_main_thread:
+                signal.signal(signal.SIGINT, handler)
+        if self.signal_number:
+            self._terminate()
+
+    def pass_on(self, signal_number: int, is_repeated: bool) -> None:
+        """What the signals call."""
+        if is_repeated:
+            raise stopping(signal_number)
+        self.signal_number = signal_number
+        self._terminate()
+
+    def join(self) -> bool:
+        """Wait a moment; whether all have ended, well. When one has failed, the others are ended."""
+        assert self._context is not None
+        return self._context.join(
+            timeout=0.5, grace_period=_SECONDS_TO_STOP if self.signal_number else _SECONDS_TO_FAIL
+        )
+
+    def end(self) -> None:
+        """Leave none behind."""
+        self._terminate()
+        for process in self._processes:
+            process.join(_SECONDS_TO_FAIL)
+            if process.is_alive():
+                process.kill()
+                process.join()
+
+    @property
+    def _processes(self) -> list[Any]:
+        return self._context.processes if self._context is not None else []
+
+    def _terminate(self) -> None:
+        for process in self._processes:
+            if process.is_alive():
+                process.terminate()
 
 
 def _child(
@@ -172,11 +285,23 @@ def _child(
     main_func: Callable[..., Any],
     args: Sequence[Any],
 ) -> None:
-    """The start of a process; ``mp.spawn`` gives it its number on this machine."""
+    """The start of a process; torch gives it its number on this machine."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     if kind == "cpu":
         _share_cores(per_machine)
     place = _Place(first_rank + local_rank, local_rank, world_size, per_machine, kind)
     _run(place, url, timeout, main_func, args)
+
+
+def _end_with_parent() -> None:
+    """Stop this process as a signal does when its parent has gone without a word, and a while later in any case."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    while os.getppid() == parent.pid:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_SECONDS_TO_STOP)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _share_cores(num_processes: int) -> None:
@@ -201,9 +326,19 @@ def _run(place: _Place, url: str, timeout: timedelta, main_func: Callable[..., A
     except Exception:
         logger.error(f"rank {place.rank} of {place.world_size} could not meet the others at {url}")
         raise
-    comm.create_local_process_group(place.processes_per_machine)
+    comm.create_local_process_group(place.processes_per_machine or _count_on_this_machine())
     comm.synchronize()
-    result = main_func(*args)
+    try:
+        result = main_func(*args)
+    except StoppedBySignal as stopped:
+        if stopped.on_all_ranks:
+            dist.destroy_process_group()
+        raise
     # Not after a failure: taking a group down can wait for ranks that wait for this one.
     dist.destroy_process_group()
     return result
+
+
+def _count_on_this_machine() -> int:
+    """Processes of the run that are here; all ranks must call it."""
+    return comm.all_gather(socket.gethostname()).count(socket.gethostname())

@@ -9,6 +9,7 @@ import hashlib
 import logging
 import math
 import random
+import signal
 import struct
 import time
 import weakref
@@ -22,7 +23,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel
 
+from detlab.checkpoint.optimizer_state import check_optimizer_state
 from detlab.data.loader import endless_batches
+from detlab.engine import interruption
 from detlab.utils import comm
 from detlab.utils.events import EventStorage, get_event_storage
 
@@ -38,16 +41,30 @@ class HookBase:
 
         before_train
             before_step, <forward and backward>, after_backward, <optimizer step>, after_step      for each iteration
+            before_stop                                                           if a signal ends training early
         after_train
 
     ``self.trainer`` is set by ``register_hooks``. Inside the methods, ``self.trainer.iter`` is the iteration that is
     going on; in ``after_train`` of a run that went through it equals ``self.trainer.max_iter``.
+
+    A hook ends a run by setting ``self.trainer.max_iter``, see :class:`TrainerBase`.
+
+    Attributes:
+        ends_last: call ``after_train`` after those of all hooks that do not say so, wherever this one was registered:
+            for what takes in what others leave, as a writer of metrics does.
     """
 
     trainer: Any = None
+    ends_last: bool = False
 
     def before_train(self) -> None:
         """Called once, before the first iteration."""
+
+    def before_stop(self) -> None:
+        """Called if SIGTERM or Ctrl-C ends training, after the last ``after_step``: what has to be saved is saved here.
+
+        Other ranks may be gone, or somewhere else: do not wait for them.
+        """
 
     def after_train(self) -> None:
         """Called once at the end, also when training stopped with an exception.
@@ -90,16 +107,32 @@ class TrainerBase:
     Attributes:
         iter: the iteration that is going on.
         start_iter: the iteration that this run begins or began with.
-        max_iter: training ends before this iteration.
         storage: takes metrics while training runs.
     """
 
     def __init__(self) -> None:
         self._hooks: list[HookBase] = []
+        self._max_iter: int = 0
+        self._earliest_end: int = 0
+        self._last_done: int = -1
         self.iter: int = 0
         self.start_iter: int = 0
-        self.max_iter: int = 0
         self.storage: EventStorage
+
+    @property
+    def max_iter(self) -> int:
+        """Training ends before this iteration; a hook may change it while training runs.
+
+        The step that is going on is always brought to its end: a lower value is taken as that of the next iteration.
+        What belongs to the end of a run (final checkpoint, evaluation) then follows as usual. The schedule of the
+        learning rate stays as it was built. In a distributed run all ranks must set the same value in the same
+        iteration: the ranks that went on would wait for those that ended until the time-out.
+        """
+        return self._max_iter
+
+    @max_iter.setter
+    def max_iter(self, value: int) -> None:
+        self._max_iter = max(value, self._earliest_end)
 
     @property
     def hooks(self) -> tuple[HookBase, ...]:
@@ -122,27 +155,60 @@ class TrainerBase:
             self._hooks.append(hook)
 
     def train(self, start_iter: int, max_iter: int) -> None:
-        """Run the iterations ``start_iter`` to ``max_iter - 1``.
+        """Run the iterations ``start_iter`` to ``max_iter - 1``, where hooks may change :attr:`max_iter`.
+
+        All ranks must call it.
 
         An exception ends the loop; it is logged with its iteration, the hooks' ``after_train`` still runs, and it is
         raised again.
+
+        In the main thread, SIGTERM and Ctrl-C end it after a whole step, the same one on all ranks: the hooks'
+        ``before_stop`` saves, ``after_train`` runs. A second signal ends it at once. Signals that the program handles
+        itself are left to it.
+
+        Raises:
+            StoppedBySignal: a ``SystemExit`` with status 143 after SIGTERM, and with 130 after Ctrl-C, when it is a
+                ``KeyboardInterrupt`` as well.
         """
         logger.info(f"Starting training from iteration {start_iter}")
-        self.iter = self.start_iter = start_iter
+        self.iter = self.start_iter = self._earliest_end = start_iter
+        self._last_done = start_iter - 1
         self.max_iter = max_iter
-        with EventStorage(start_iter) as self.storage:
+        with EventStorage(start_iter) as self.storage, interruption.watching_for_stop() as stop:
             try:
                 self.before_train()
-                while self.iter < max_iter:
+                while self.iter < self.max_iter:
                     self.before_step()
                     self.run_step()
-                    self.after_step()
+                    self._end_step(stop)
                     self.iter += 1
             except Exception:
                 logger.exception(f"Training stopped in iteration {self.iter}:")
                 raise
             finally:
                 self.after_train()
+
+    def _end_step(self, stop: interruption.StopRequest) -> None:
+        """What follows a step, and the end of training if a signal asks for it."""
+        stop.count_step()
+        try:
+            self.after_step()
+            stop.check()
+        except interruption.StoppedBySignal as stopped:
+            if stop.is_repeated:
+                raise
+            if stopped.on_all_ranks:
+                self.flush_metrics()
+            self.before_stop()
+            name = signal.Signals(stopped.signal_number).name
+            logger.warning(f"{name} stopped training after iteration {self.iter}; --resume goes on from the next one")
+            if stopped.on_all_ranks:
+                # Whoever ends first is taken for a failure by torchrun, which stops the others: rank 0 has to save.
+                comm.synchronize()
+            raise
+
+    def flush_metrics(self) -> None:
+        """Write what a subclass has kept back of the metrics; all ranks must call it."""
 
     def before_train(self) -> None:
         """Call the hooks' ``before_train``."""
@@ -152,10 +218,12 @@ class TrainerBase:
     def after_train(self) -> None:
         """Call the hooks' ``after_train``: all of them, even if one fails; the first failure is raised in the end."""
         self.storage.iter = self.iter
-        failure: Exception | None = None
-        for hook in self._hooks:
+        failure: BaseException | None = None
+        for hook in sorted(self._hooks, key=lambda hook: hook.ends_last):
             try:
                 hook.after_train()
+            except interruption.StoppedBySignal as stopped:
+                failure = failure or stopped
             except Exception as error:
                 logger.exception(f"{type(hook).__name__}.after_train failed:")
                 failure = failure or error
@@ -165,6 +233,7 @@ class TrainerBase:
     def before_step(self) -> None:
         """Call the hooks' ``before_step``."""
         self.storage.iter = self.iter
+        self._earliest_end, self._last_done = self.iter + 1, self.iter - 1
         for hook in self._hooks:
             hook.before_step()
 
@@ -175,23 +244,27 @@ class TrainerBase:
 
     def after_step(self) -> None:
         """Call the hooks' ``after_step``."""
+        self._last_done = self.iter
         for hook in self._hooks:
             hook.after_step()
+
+    def before_stop(self) -> None:
+        """Call the hooks' ``before_stop``."""
+        for hook in self._hooks:
+            hook.before_stop()
 
     def run_step(self) -> None:
         """One iteration."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        """``iteration``, the last one that is done when a hook calls this after a step, and the states of the hooks."""
-        # After training, self.iter is one more.
-        done = min(self.iter, self.max_iter - 1) if self.max_iter > 0 else self.iter
+        """``iteration``, the last one that is done (-1 if none is), and the states of the hooks."""
         states = {key: hook.state_dict() for key, hook in zip(_keys_of(self._hooks), self._hooks)}
-        return {"iteration": done, "hooks": {key: state for key, state in states.items() if state}}
+        return {"iteration": self._last_done, "hooks": {key: state for key, state in states.items() if state}}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take back ``state_dict``. Hooks that it does not know start afresh; states without a hook are named."""
-        self.iter = state_dict["iteration"]
+        self.iter = self._last_done = state_dict["iteration"]
         hooks = dict(zip(_keys_of(self._hooks), self._hooks))
         for key, state in state_dict.get("hooks", {}).items():
             if key in hooks:
@@ -433,7 +506,12 @@ class SimpleTrainer(TrainerBase):
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take back ``state_dict``; the next batch is that of the iteration in which ``train`` starts."""
+        """Take back ``state_dict``; the next batch is that of the iteration in which ``train`` starts.
+
+        Raises:
+            ValueError: the optimizer's state does not fit the parameters of this model; nothing was taken.
+        """
+        check_optimizer_state(self.optimizer, state_dict["optimizer"], "the checkpoint", model=self.model)
         super().load_state_dict(state_dict)
         self.optimizer.load_state_dict(state_dict["optimizer"])
         self._step_seed = state_dict.get("step_seed", self._step_seed)
@@ -559,11 +637,13 @@ _MAX_TABLE_LOSSES = 30
 def _exchange(own: list[_StepMetrics]) -> list[list[_StepMetrics]]:
     """What each rank has noted of the same steps, in order of rank; all ranks must call it.
 
-    One exchange of numbers, if all ranks have losses of the same names, as they nearly always do.
+    One exchange of numbers, if all ranks have losses of the same names, as they nearly always do. It also tells the
+    ranks of signals that ask for an end, which must not come in different steps.
     """
     if comm.get_world_size() == 1:
         return [own]
     tables = comm.all_gather_tensor(torch.tensor([_table_row(step) for step in own], dtype=torch.float64))
+    interruption.share_signals(tables[:, :, 1].flatten().tolist())
     checksums = tables[:, :, 0]
     if (checksums < 0).any() or (checksums != checksums[0]).any():
         return comm.all_gather(own)
@@ -571,15 +651,15 @@ def _exchange(own: list[_StepMetrics]) -> list[list[_StepMetrics]]:
 
 
 def _table_row(step: _StepMetrics) -> list[float]:
-    """A checksum of the names (-1 if there are too many losses), the data time, and the losses."""
+    """A checksum of the names (-1 if too many losses), a signal that has come or 0, the data time, and the losses."""
     values = list(step.losses.values())[:_MAX_TABLE_LOSSES]
     checksum = -1 if len(step.losses) > _MAX_TABLE_LOSSES else zlib.crc32("\n".join(step.losses).encode())
-    return [checksum, step.data_time, *values, *[0.0] * (_MAX_TABLE_LOSSES - len(values))]
+    return [checksum, interruption.own_signal(), step.data_time, *values, *[0.0] * (_MAX_TABLE_LOSSES - len(values))]
 
 
 def _from_table_row(own: _StepMetrics, row: list[float]) -> _StepMetrics:
     """Another rank's metrics, whose losses have the names of ours."""
-    return _StepMetrics(own.iteration, dict(zip(own.losses, row[2:])), row[1])
+    return _StepMetrics(own.iteration, dict(zip(own.losses, row[3:])), row[2])
 
 
 def _put_metrics(of_ranks: Sequence[_StepMetrics], prefix: str = "") -> None:

@@ -336,11 +336,10 @@ def _results_of_task(task: str, detections: list[dict[str, Any]]) -> list[dict[s
 
 
 def _named_metrics(task: str, summary: Sequence[float], per_class: Mapping[str, float]) -> dict[str, float]:
-    """Percentages by name, those of single classes last; logs them as tables."""
+    """Percentages by name, those of single classes last; logs the latter, since COCO's summary has the others."""
     metrics = OrderedDict(
         (name, 100 * value if value >= 0 else float("nan")) for name, value in zip(METRICS[task], summary)
     )
-    logger.info(f"Evaluation results for {task}:\n" + create_small_table(metrics))
     if not all(np.isfinite(value) for value in metrics.values()):
         logger.info("Some metrics cannot be computed and are NaN: the ground truth has no such objects.")
     if len(per_class) > 1:

@@ -5,6 +5,7 @@ The library is built against libtorch's stable ABI, so one file serves every Pyt
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import os
@@ -15,7 +16,7 @@ import shutil
 import struct
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -51,6 +52,7 @@ NVCC_FLAGS = [
 # What a wheel carries: two real architectures, and PTX that later ones compile for themselves.
 WHEEL_ARCHITECTURES = ("arch=compute_80,code=sm_80", "arch=compute_90,code=sm_90", "arch=compute_90,code=compute_90")
 WHEEL_MIN_CAPABILITY = (8, 0)
+BUILD_FOLDER_PREFIX = ".detlab-build-"
 FLAGS = {"cpu": CXX_FLAGS, "cuda": [*NVCC_FLAGS, *WHEEL_ARCHITECTURES]}
 
 
@@ -207,27 +209,53 @@ def _link_flags(torch_dir: Path) -> list[str]:
 
 def _build(compile_one: list[str], sources: list[Path], link: list[str], target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="detlab-build-") as folder:
-        objects = [os.path.join(folder, f"{source.stem}.o") for source in sources]
+    with _folder_beside(target) as folder:
+        objects = [str(folder / f"{source.stem}.o") for source in sources]
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-            list(pool.map(_run, ([*compile_one, str(s), "-o", o] for s, o in zip(sources, objects))))
-        library = os.path.join(folder, target.name)
-        _run([*link, *objects, "-o", library])
-        _move(library, target)
+            commands = [[*compile_one, str(source), "-o", o] for source, o in zip(sources, objects)]
+            list(pool.map(lambda command: _run(command, folder), commands))
+        library = folder / target.name
+        _run([*link, *objects, "-o", str(library)], folder)
+        # On the same disk, where this is atomic.
+        os.replace(library, target)
 
 
-def _move(file: str, target: Path) -> None:
-    # Beside the target first: only a rename within one file system is atomic.
-    neighbour = target.with_name(f".{os.getpid()}-{target.name}")
+@contextlib.contextmanager
+def _folder_beside(target: Path) -> Iterator[Path]:
+    """A temporary folder for one build; those that were left beside the target by builds that were killed go."""
+    with contextlib.ExitStack() as until_the_end:
+        # Else a build that begins at the same time could take the new folder for one that was left.
+        with _flocked(target.parent):
+            for left in target.parent.glob(f"{BUILD_FOLDER_PREFIX}*"):
+                with contextlib.suppress(OSError), _flocked(left, wait=False):
+                    shutil.rmtree(left)
+            folder = tempfile.mkdtemp(prefix=BUILD_FOLDER_PREFIX, dir=target.parent)
+            until_the_end.enter_context(_flocked(Path(folder)))
+        until_the_end.callback(shutil.rmtree, folder, ignore_errors=True)
+        yield Path(folder)
+
+
+@contextlib.contextmanager
+def _flocked(folder: Path, wait: bool = True) -> Iterator[None]:
+    """Held by one process at a time; the system lets go of it when that process ends, however it ends.
+
+    Raises:
+        BlockingIOError: if another process holds it and this one does not ``wait``.
+    """
+    import fcntl  # Linux only, as building is
+
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        shutil.copyfile(file, neighbour)
-        os.replace(neighbour, target)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
     finally:
-        neighbour.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
-def _run(command: list[str]) -> None:
-    result = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+def _run(command: list[str], folder: Path) -> None:
+    # What a compiler that is killed leaves then goes with the folder.
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    result = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, env=environment)
     if result.returncode != 0:
         lines = (result.stderr + result.stdout).splitlines()
         errors = [line for line in lines if "error" in line.lower()] or lines

@@ -15,6 +15,7 @@ from torch import Tensor
 from detlab.layers.mask_ops import paste_masks_in_image
 from detlab.layers.roi_align import ROIAlign
 from detlab.structures.boxes import Boxes
+from detlab.utils.mask_codes import Polygons, checked_objects, checked_polygons, draw_polygons
 
 __all__ = [
     "BitMasks",
@@ -24,8 +25,6 @@ __all__ = [
     "polygons_to_bitmask",
     "rasterize_polygons_within_box",
 ]
-
-Polygons = list[np.ndarray]
 
 
 def polygon_area(x: np.ndarray, y: np.ndarray) -> float:
@@ -43,8 +42,11 @@ def polygons_to_bitmask(polygons: Polygons, height: int, width: int) -> np.ndarr
 
     Returns:
         (H, W) bool.
+
+    Raises:
+        ValueError: as of ``PolygonMasks``.
     """
-    return _draw([polygons], height, width)[0]
+    return draw_polygons([checked_polygons(polygons)], height, width)[0]
 
 
 def rasterize_polygons_within_box(polygons: Polygons, box: np.ndarray, mask_size: int) -> Tensor:
@@ -57,12 +59,20 @@ def rasterize_polygons_within_box(polygons: Polygons, box: np.ndarray, mask_size
 
     Returns:
         (M, M) bool.
+
+    Raises:
+        ValueError: as of ``PolygonMasks``, or the box is not finite.
     """
-    return _draw_within_boxes([polygons], np.asarray(box)[None], mask_size)[0]
+    return _draw_within_boxes([checked_polygons(polygons)], np.asarray(box)[None], mask_size)[0]
 
 
 def _draw_within_boxes(objects: Sequence[Polygons], boxes: np.ndarray, mask_size: int) -> Tensor:
     """N objects and (N, 4) boxes -> (N, M, M) bool."""
+    if not np.isfinite(boxes).all():
+        wrong = int(np.flatnonzero(~np.isfinite(boxes).all(axis=1))[0])
+        raise ValueError(
+            f"box {wrong} of {len(boxes)} to draw a mask in is {boxes[wrong].tolist()}, which is not finite"
+        )
     corners = boxes[:, :2]
     # Boxes of no size would ask for infinite stretch.
     stretch = mask_size / np.maximum(boxes[:, 2:] - corners, np.asarray(0.1, boxes.dtype))
@@ -77,25 +87,7 @@ def _draw_within_boxes(objects: Sequence[Polygons], boxes: np.ndarray, mask_size
     values = points.reshape(-1)
     moved = iter([values[start:end] for start, end in zip((ends - lengths).tolist(), ends.tolist())])
     stretched = [[next(moved) for _ in range(count)] for count in counts]
-    return torch.from_numpy(_draw(stretched, mask_size, mask_size))
-
-
-def _draw(objects: Sequence[Polygons], height: int, width: int) -> np.ndarray:
-    """N objects -> (N, H, W) bool, all of them in three calls of the COCO tools."""
-    from pycocotools import mask as coco_mask
-
-    visible = [i for i, polygons in enumerate(objects) if len(polygons) > 0]
-    bitmaps = np.zeros((len(objects), height, width), dtype=bool)
-    if not visible:
-        return bitmaps
-    flat = [polygon for i in visible for polygon in objects[i]]
-    pieces = iter(coco_mask.frPyObjects(flat, height, width))
-    runs = []
-    for i in visible:
-        own = [next(pieces) for _ in objects[i]]
-        runs.append(own[0] if len(own) == 1 else coco_mask.merge(own))
-    bitmaps[visible] = coco_mask.decode(runs).transpose(2, 0, 1)
-    return bitmaps
+    return torch.from_numpy(draw_polygons(stretched, mask_size, mask_size))
 
 
 class BitMasks:
@@ -159,9 +151,12 @@ class BitMasks:
             polygon_masks: N objects.
             height: H.
             width: W.
+
+        Raises:
+            ValueError: as of ``PolygonMasks``.
         """
-        objects = polygon_masks.polygons if isinstance(polygon_masks, PolygonMasks) else polygon_masks
-        return BitMasks(torch.from_numpy(_draw(objects, height, width)))
+        masks = polygon_masks if isinstance(polygon_masks, PolygonMasks) else PolygonMasks(polygon_masks)
+        return BitMasks(torch.from_numpy(draw_polygons(masks.polygons, height, width)))
 
     @staticmethod
     def from_roi_masks(
@@ -240,7 +235,8 @@ class PolygonMasks:
         polygons: as the attribute; lists and tensors are converted.
 
     Raises:
-        ValueError: if it is no list of lists, or a polygon has fewer than 3 points or an odd number of values.
+        ValueError: if it is no list of lists, or a polygon is not of numbers, has fewer than 3 points or an odd number
+            of values, or a coordinate that is not finite or beyond 1e9.
     """
 
     def __init__(self, polygons: Sequence[Sequence[Tensor | np.ndarray]]) -> None:
@@ -248,7 +244,7 @@ class PolygonMasks:
             raise ValueError(
                 f"PolygonMasks take a list with a list of polygons per object; got {type(polygons).__name__}"
             )
-        self.polygons: list[Polygons] = [_checked_polygons(own, i) for i, own in enumerate(polygons)]
+        self.polygons: list[Polygons] = checked_objects(polygons, lambda index: f"object {index} of PolygonMasks")
 
     @classmethod
     def _of_checked(cls, polygons: list[Polygons]) -> PolygonMasks:
@@ -331,25 +327,6 @@ class PolygonMasks:
 
     def __repr__(self) -> str:
         return f"PolygonMasks(num_instances={len(self)})"
-
-
-def _checked_polygons(polygons: Any, index: int) -> Polygons:
-    if not isinstance(polygons, list | tuple):
-        raise ValueError(
-            f"object {index} of PolygonMasks needs a list of polygons (one may be in several pieces); "
-            f"got {type(polygons).__name__}"
-        )
-    return [_checked_polygon(polygon, index) for polygon in polygons]
-
-
-def _checked_polygon(polygon: Any, index: int) -> np.ndarray:
-    values = polygon.detach().cpu().numpy() if isinstance(polygon, Tensor) else polygon
-    values = np.asarray(values, dtype=np.float64).reshape(-1)
-    if len(values) % 2 or len(values) < 6:
-        raise ValueError(
-            f"object {index} has a polygon of {len(values)} values; x0 y0 x1 y1 ... of at least 3 points are needed"
-        )
-    return values
 
 
 def _positions(item: Any, length: int) -> list[int]:

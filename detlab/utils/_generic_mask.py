@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from detlab.utils.mask_codes import Polygons, checked_polygons, decode_rle, draw_polygons
 from detlab.utils.optional import require
 
 
@@ -33,7 +34,7 @@ class GenericMask:
         height, width: of the image.
 
     Raises:
-        ValueError: the bitmap or the code is of another size.
+        ValueError: the bitmap or the code is of another size, the code cannot be decoded, or a polygon not be drawn.
         TypeError: none of these.
     """
 
@@ -43,13 +44,13 @@ class GenericMask:
         self._given_mask: np.ndarray | None = None
         self._given_polygons: list[np.ndarray] | None = None
         if isinstance(mask_or_polygons, Mapping):
-            mask_or_polygons = _decode(mask_or_polygons, height, width)
+            mask_or_polygons = decode_rle(mask_or_polygons, (height, width))
         if isinstance(mask_or_polygons, np.ndarray):
             if mask_or_polygons.shape != (height, width):
                 raise ValueError(f"a mask of {mask_or_polygons.shape} in an image of {(height, width)} (height, width)")
             self._given_mask = mask_or_polygons.astype(np.uint8)
         elif isinstance(mask_or_polygons, Sequence):
-            self._given_polygons = [np.asarray(polygon, dtype=float).reshape(-1) for polygon in mask_or_polygons]
+            self._given_polygons = _drawable(mask_or_polygons)
         else:
             raise TypeError(
                 f"a mask is an (H, W) array, a list of polygons or a run-length code; got {type(mask_or_polygons)}"
@@ -68,7 +69,7 @@ class GenericMask:
         """The outlines to draw; polygons that were given are each a part of their own, without holes."""
         if self._given_polygons is None:
             return trace(self.mask)
-        return [Part(polygon.reshape(-1, 2), []) for polygon in self._given_polygons if len(polygon) >= 6]
+        return [Part(polygon.reshape(-1, 2), []) for polygon in self._given_polygons]
 
     @property
     def polygons(self) -> list[np.ndarray]:
@@ -90,12 +91,7 @@ class GenericMask:
 
     def polygons_to_mask(self, polygons: Sequence[Any]) -> np.ndarray:
         """Fills polygons as COCO does: (H, W) uint8."""
-        from pycocotools import mask as mask_tools
-
-        flat = [np.asarray(polygon, dtype=float).reshape(-1).tolist() for polygon in polygons if len(polygon) >= 6]
-        if not flat:
-            return np.zeros((self.height, self.width), dtype=np.uint8)
-        return mask_tools.decode(mask_tools.merge(mask_tools.frPyObjects(flat, self.height, self.width)))
+        return draw_polygons([_drawable(polygons)], self.height, self.width)[0].astype(np.uint8)
 
     def area(self) -> int:
         """Number of pixels."""
@@ -109,13 +105,9 @@ class GenericMask:
         return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], dtype=float)
 
 
-def _decode(code: Mapping[str, Any], height: int, width: int) -> np.ndarray:
-    from pycocotools import mask as mask_tools
-
-    if tuple(code["size"]) != (height, width):
-        raise ValueError(f"a mask of {tuple(code['size'])} in an image of {(height, width)} (height, width)")
-    compressed = mask_tools.frPyObjects(dict(code), height, width) if isinstance(code["counts"], list) else dict(code)
-    return mask_tools.decode(compressed)
+def _drawable(polygons: Sequence[Any]) -> Polygons:
+    """Flat arrays, without those of less than 3 corners, which have no inside."""
+    return checked_polygons([polygon for polygon in polygons if np.size(polygon) >= 6])
 
 
 def trace(mask: np.ndarray) -> list[Part]:

@@ -282,23 +282,28 @@ class EventWriter:
 
 
 class _NewScalars:
-    """Remembers up to which iteration scalars were handed out."""
+    """Remembers up to which iteration the values of each scalar were handed out.
+
+    One iteration for all of them would lose what is put after the writer has written: by a hook that runs later, or
+    for an iteration that others have passed already.
+    """
 
     def __init__(self) -> None:
-        self._seen_until = -1
+        self._seen_until: dict[str, int] = {}
 
     def take(self, storage: EventStorage, window_size: int) -> dict[str, tuple[float, int]]:
-        """The (smoothed) scalars put after the iterations seen before."""
+        """The (smoothed) scalars that have a value of a later iteration than the one seen before."""
         latest = storage.latest_with_smoothing_hint(window_size)
-        fresh = {name: entry for name, entry in latest.items() if entry[1] > self._seen_until}
-        self._seen_until = max((iteration for _, iteration in fresh.values()), default=self._seen_until)
+        fresh = {name: entry for name, entry in latest.items() if entry[1] > self._seen_until.get(name, -1)}
+        self._seen_until.update((name, iteration) for name, (_, iteration) in fresh.items())
         return fresh
 
 
 class JSONWriter(EventWriter):
     """Appends scalars to a file, one JSON object in a line for each iteration that has any.
 
-    ``{"iteration": 19, "loss_cls": 0.7, "lr": 0.01, ...}``. Several runs may append to one file.
+    ``{"iteration": 19, "loss_cls": 0.7, "lr": 0.01, ...}``. Several runs may append to one file. What is put after the
+    row of its iteration was written gets another row with the same iteration.
 
     Args:
         json_file: path of the file.
@@ -377,24 +382,25 @@ class CommonMetricPrinter(EventWriter):
     are for the other writers.
 
     Args:
-        max_iter: iterations of the whole run, to estimate the time left; None to leave the estimate out.
+        max_iter: iterations of the whole run, to estimate the time left; None to leave the estimate out. It may be
+            set anew when a run gets longer or shorter.
         window_size: iterations to take medians and means over.
     """
 
     def __init__(self, max_iter: int | None = None, window_size: int = 20):
         self.logger = logging.getLogger("detlab.utils.events")
-        self._max_iter = max_iter
+        self.max_iter = max_iter
         self._window_size = window_size
         self._last_write: tuple[int, float] | None = None
 
     def write(self) -> None:
         storage = get_event_storage()
-        if storage.iter == self._max_iter:
+        if storage.iter == self.max_iter:
             # The call after training: this iteration was never run.
             return
         histories = storage.histories()
         parts = [
-            f"eta: {self._time_left(storage)}" if self._max_iter is not None else "",
+            f"eta: {self._time_left(storage)}" if self.max_iter is not None else "",
             f"iter: {storage.iter}",
             *self._losses(storage, histories),
             *self._times(storage, histories, "time"),
@@ -417,9 +423,9 @@ class CommonMetricPrinter(EventWriter):
     def _time_left(self, storage: EventStorage) -> str:
         seconds_per_iter = self._seconds_per_iter(storage)
         self._last_write = (storage.iter, time.perf_counter())
-        if seconds_per_iter is None or self._max_iter is None:
+        if seconds_per_iter is None or self.max_iter is None:
             return "N/A"
-        seconds = seconds_per_iter * (self._max_iter - storage.iter - 1)
+        seconds = seconds_per_iter * (self.max_iter - storage.iter - 1)
         storage.put_scalar("eta_seconds", seconds, smoothing_hint=False)
         return str(datetime.timedelta(seconds=int(seconds)))
 

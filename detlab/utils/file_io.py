@@ -30,6 +30,7 @@ __all__ = [
     "open_text",
     "read_json",
     "read_text",
+    "remove_abandoned",
     "write_atomically",
     "write_json",
 ]
@@ -161,7 +162,7 @@ def write_atomically(path: str, mode: str = "wb") -> Iterator[IO[Any]]:
         return
     folder, name = os.path.split(os.path.abspath(path))
     os.makedirs(folder, exist_ok=True)
-    _remove_abandoned(folder, name)
+    remove_abandoned(folder, name)
     partial = os.path.join(folder, f".{name}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}.partial")
     try:
         with open(partial, mode.replace("w", "x"), encoding=encoding) as file:
@@ -191,9 +192,15 @@ def _host() -> str:
     return re.sub(r"[^\w-]", "-", socket.gethostname())
 
 
-def _remove_abandoned(folder: str, name: str) -> None:
-    """Removes what writers of this file that were killed on this machine have left."""
-    pattern = re.compile(rf"\.{re.escape(name)}\.{re.escape(_host())}\.(\d+)\.[0-9a-f]+\.partial")
+def remove_abandoned(folder: str, name: str | None = None) -> None:
+    """Removes what atomic writers that were killed on this machine have left in a directory.
+
+    Args:
+        folder: the directory.
+        name: of the file that they were writing; None for all.
+    """
+    of_file = ".+" if name is None else re.escape(name)
+    pattern = re.compile(rf"\.{of_file}\.{re.escape(_host())}\.(\d+)\.[0-9a-f]+\.partial")
     for other in os.listdir(folder):
         match = pattern.fullmatch(other)
         if match is not None and not is_running(int(match.group(1))):

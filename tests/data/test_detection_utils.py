@@ -261,7 +261,7 @@ def test_a_crop_cuts_polygons_without_shapely(monkeypatch):
         ([[1, 2, 3, 4]], "4 values"),
         ([[1, 2, 3, 4, 5, 6, 7]], "7 values"),
         ([1, 2, 3, 4, 5, 6], "1 values"),
-        (["abc"], "holds polygons"),
+        (["abc"], "holds numbers"),
         ("abc", "got str"),
         ({"counts": [1]}, "got dict"),
         (np.zeros((2, 3, 4)), r"ndarray of shape \(2, 3, 4\)"),

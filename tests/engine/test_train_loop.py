@@ -85,6 +85,84 @@ def test_the_iteration_counts_from_start_and_ends_at_max():
     assert (trainer.start_iter, trainer.max_iter) == (3, 5)
 
 
+class SetEnd(HookBase):
+    """Sets ``max_iter`` at a moment of an iteration."""
+
+    def __init__(self, moment, iteration, max_iter):
+        self.iteration, self.max_iter = iteration, max_iter
+        setattr(self, moment, self._set)
+
+    def _set(self):
+        if self.trainer.iter == self.iteration:
+            self.trainer.max_iter = self.max_iter
+
+
+@pytest.mark.parametrize(
+    ("moment", "iteration", "max_iter", "iterations"),
+    [
+        ("after_step", 1, 3, [0, 1, 2]),
+        ("after_step", 1, 0, [0, 1]),
+        ("before_step", 1, 1, [0, 1]),
+        ("after_backward", 1, 1, [0, 1]),
+        ("after_step", 3, 6, [0, 1, 2, 3, 4, 5]),
+        ("before_train", 0, 0, []),
+    ],
+)
+def test_a_hook_sets_the_end_of_a_run_after_the_step_that_is_going_on(moment, iteration, max_iter, iterations):
+    trainer, seen = toy_trainer(), []
+
+    class Watch(HookBase):
+        def after_step(self):
+            seen.append(self.trainer.iter)
+
+    trainer.register_hooks([SetEnd(moment, iteration, max_iter), Watch()])
+    trainer.train(0, 4)
+    assert seen == iterations
+    assert trainer.iter == trainer.max_iter == len(iterations)
+    assert trainer.state_dict()["iteration"] == len(iterations) - 1
+
+
+def test_the_state_names_the_last_iteration_that_is_done_at_every_moment():
+    trainer, seen = toy_trainer(), []
+
+    class Watch(HookBase):
+        def note(self):
+            seen.append(self.trainer.state_dict()["iteration"])
+
+        before_train = before_step = after_backward = after_step = after_train = note
+
+    trainer.register_hooks([Watch()])
+    trainer.train(5, 7)
+    assert seen == [4, 4, 4, 5, 5, 5, 6, 6]
+
+
+def test_a_step_that_failed_is_not_done_in_the_state():
+    trainer = toy_trainer()
+    trainer.register_hooks([Recorder(fail_in="after_backward")])
+    with pytest.raises(RuntimeError):
+        trainer.train(2, 4)
+    assert trainer.state_dict()["iteration"] == 1
+
+
+def test_a_hook_that_ends_last_does_so_wherever_it_stands():
+    trainer, calls = toy_trainer(), []
+    last = Recorder("last.", calls)
+    last.ends_last = True
+    trainer.register_hooks([last, Recorder("a.", calls), Recorder("b.", calls)])
+    trainer.train(0, 1)
+    assert calls[:3] == ["last.before_train", "a.before_train", "b.before_train"]
+    assert calls[-3:] == ["a.after_train", "b.after_train", "last.after_train"]
+
+
+def test_momentum_of_another_shape_is_refused_where_it_is_loaded():
+    before, after = toy_trainer(), toy_trainer()
+    before.train(0, 1)
+    after.model.linear = nn.Linear(3, 5)
+    after.optimizer = torch.optim.SGD(after.model.parameters(), lr=0.1, momentum=0.9)
+    with pytest.raises(ValueError, match=r"momentum_buffer of linear\.weight has shape \(2, 3\).*\(5, 3\)"):
+        after.load_state_dict(before.state_dict())
+
+
 def test_what_is_no_hook_is_refused():
     with pytest.raises(TypeError, match="HookBase"):
         toy_trainer().register_hooks([Recorder])

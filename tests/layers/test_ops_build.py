@@ -3,8 +3,10 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -122,6 +124,46 @@ def test_a_new_library_takes_the_place_of_the_old_one_without_writing_into_it(tm
         assert in_use.read() == b"old"
     assert target.read_bytes() == SOME_LIBRARY.read_bytes()
     assert not list(tmp_path.glob(".*"))
+
+
+BUILD_ONE = """
+import sys
+from pathlib import Path
+from detlab.layers import _ops_build
+_ops_build.find_torch = lambda: Path(sys.argv[1])
+_ops_build.build_cpu(Path(sys.argv[2]))
+"""
+
+
+def test_a_build_removes_what_a_killed_one_left_but_nothing_of_one_that_goes_on(tmp_path, monkeypatch):
+    torch_dir = pretend_torch(tmp_path / "torch", monkeypatch)
+    outputs, temporary = tmp_path / "out", tmp_path / "tmp"
+    temporary.mkdir()
+    # A compiler leaves files of its own in the temporary folder, and takes for ever where there is no file "quick".
+    action = f'touch "$TMPDIR/cc$$"; touch "$TMPDIR/started"; while [ ! -e "{tmp_path}/quick" ]; do sleep 0.05; done'
+    compiler = Compiler(tmp_path / "g++", action=action)
+    monkeypatch.setenv("CXX", str(compiler.path))
+    monkeypatch.setenv("TMPDIR", str(temporary))
+
+    def begin(name: str) -> subprocess.Popen:
+        known = set(outputs.glob(".*/started"))
+        build = subprocess.Popen(
+            [sys.executable, "-c", BUILD_ONE, str(torch_dir), str(outputs / name)], start_new_session=True
+        )
+        while not set(outputs.glob(".*/started")) - known:
+            assert build.poll() is None
+            time.sleep(0.02)
+        return build
+
+    going_on, killed = begin("a.so"), begin("b.so")
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert len(list(outputs.glob(".*"))) == 2
+    (tmp_path / "quick").touch()
+    _ops_build.build_cpu(outputs / "b.so")
+    assert going_on.wait() == 0
+    assert sorted(path.name for path in outputs.iterdir()) == ["a.so", "b.so"]
+    assert list(temporary.iterdir()) == []
 
 
 class TestTheNameOfTheLibrary:

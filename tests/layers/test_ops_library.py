@@ -179,15 +179,21 @@ class TestTheFirstUse:
         started = Path(machine.cache, "started")
         Compiler(machine.compiler.path, action=f'touch "{started}"; sleep 100')
         arguments = [sys.executable, "-c", COMPILE, str(machine.torch), str(machine.cache)]
-        environment = {**os.environ, "TMPDIR": str(machine.cache.parent)}  # which the killed process does not clear
+        temporary = machine.cache.parent / "temporary"
+        temporary.mkdir()
+        environment = {**os.environ, "TMPDIR": str(temporary)}
         with subprocess.Popen(arguments, env=environment, start_new_session=True, stderr=subprocess.DEVNULL) as process:
             while not started.exists() and process.poll() is None:
                 time.sleep(0.02)
             os.killpg(process.pid, signal.SIGKILL)
         assert process.returncode == -signal.SIGKILL
+        assert list(machine.cache.rglob(".detlab-build-*"))
         machine.compiler = Compiler(machine.compiler.path)
         assert _ops_library.serves("cpu")
-        assert _ops_build.is_whole(machine.loaded[0])
+        (library,) = machine.loaded
+        assert _ops_build.is_whole(library)
+        assert {path.name for path in library.parent.iterdir()} == {library.name, f"{library.stem}.lock"}
+        assert list(temporary.iterdir()) == []
 
 
 class TestTheFolderOfLibraries:

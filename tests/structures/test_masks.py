@@ -114,11 +114,11 @@ class TestPolygonMasks:
         assert all(p.dtype == np.float64 for own in masks for p in own)
 
     def test_what_is_no_polygon_is_refused(self):
-        with pytest.raises(ValueError, match="object 1 has a polygon of 4 values"):
+        with pytest.raises(ValueError, match="object 1 of PolygonMasks: a polygon has 4 values"):
             PolygonMasks([[SQUARE], [np.zeros(4)]])
-        with pytest.raises(ValueError, match="object 0 has a polygon of 7 values"):
+        with pytest.raises(ValueError, match="object 0 of PolygonMasks: a polygon has 7 values"):
             PolygonMasks([[np.zeros(7)]])
-        with pytest.raises(ValueError, match="object 0 of PolygonMasks needs a list of polygons"):
+        with pytest.raises(ValueError, match="object 0 of PolygonMasks: .* needs a list of polygons"):
             PolygonMasks([SQUARE])
         with pytest.raises(ValueError, match="got ndarray"):
             PolygonMasks(np.zeros((1, 6)))

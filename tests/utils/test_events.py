@@ -125,7 +125,7 @@ def test_scalars_that_nobody_reads_do_not_pile_up(monkeypatch):
     assert len(storage.history("x").values()) == 25
 
 
-def test_json_holds_each_iteration_once(tmp_path):
+def test_json_holds_each_value_once_and_what_came_late_in_a_row_of_its_own(tmp_path):
     path = tmp_path / "metrics.json"
     with EventStorage() as storage:
         writer = JSONWriter(str(path))
@@ -137,7 +137,11 @@ def test_json_holds_each_iteration_once(tmp_path):
         storage.put_scalar("eval/AP", 40.0, cur_iter=0, smoothing_hint=False)
         writer.write()
         writer.close()
-    assert read_lines(path) == [{"iteration": 0, "loss": 1.0, "lr": 0.1}, {"iteration": 1, "loss": 2.0}]
+    assert read_lines(path) == [
+        {"iteration": 0, "loss": 1.0, "lr": 0.1},
+        {"iteration": 0, "eval/AP": 40.0},
+        {"iteration": 1, "loss": 2.0},
+    ]
 
 
 def test_a_resumed_run_appends_on_a_line_of_its_own(tmp_path):

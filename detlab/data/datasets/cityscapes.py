@@ -17,6 +17,7 @@ from detlab.structures.boxes import BoxMode
 from detlab.utils import comm
 from detlab.utils.file_io import PathManager, read_json
 from detlab.utils.image import read_image
+from detlab.utils.mask_codes import encode_bitmap
 from detlab.utils.optional import require
 
 __all__ = ["IMAGE_SUFFIX", "image_files", "load_cityscapes_instances", "load_cityscapes_semantic"]
@@ -183,7 +184,7 @@ def _object_of_id(ids: np.ndarray, number: int, to_polygons: bool) -> dict[str, 
         return None
     mask = np.asfortranarray(ids == number, dtype=np.uint8)
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    segmentation = _polygons_of_mask(mask) if to_polygons else _encoded(mask)
+    segmentation = _polygons_of_mask(mask) if to_polygons else encode_bitmap(mask)
     if not segmentation:
         return None
     return {
@@ -200,9 +201,3 @@ def _polygons_of_mask(mask: np.ndarray) -> list[list[float]]:
     cv2 = require("cv2", "opencv", "outlines of masks")
     outlines = cv2.findContours(np.ascontiguousarray(mask), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[-2]
     return [(outline.reshape(-1) + 0.5).tolist() for outline in outlines if len(outline) >= 3]
-
-
-def _encoded(mask: np.ndarray) -> dict[str, Any]:
-    from pycocotools import mask as coco_mask
-
-    return coco_mask.encode(mask)

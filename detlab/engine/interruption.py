@@ -1,0 +1,236 @@
+"""Ending a run by a signal: after a whole step, the same one on all ranks, with a checkpoint to go on from.
+
+SIGTERM is what schedulers, ``kill`` and ``torchrun`` send; SIGINT is Ctrl-C. The first asks a training to stop: the
+step that is going on is finished, a checkpoint is saved, and the program ends with the status that shells give to the
+signal. A second one ends it at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from types import FrameType
+from typing import Any
+
+import torch
+
+from detlab.utils import comm
+
+__all__ = [
+    "Signals",
+    "StopRequest",
+    "StoppedBySignal",
+    "ends_at_once",
+    "own_signal",
+    "share_signals",
+    "stopping",
+    "watching_for_stop",
+]
+
+# Where a signal is handled otherwise, somebody has decided so.
+_USUAL_HANDLERS: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+# A terminal signals all processes, a parent passes the signal on, timeout(1) sends it twice: that is one request.
+_ONE_REQUEST_SECONDS = 1.0
+# Without losses to exchange, the ranks ask each other this often whether to stop.
+_STEPS_BETWEEN_QUESTIONS = 20
+
+
+class StoppedBySignal(SystemExit):
+    """A run ended because its process was asked to; uncaught, it ends the program silently with ``128 + number``.
+
+    After Ctrl-C it is a ``KeyboardInterrupt`` as well.
+
+    Attributes:
+        signal_number: of the signal.
+        on_all_ranks: whether all ranks stopped after the same step, so that they can still wait for each other.
+    """
+
+    signal_number: int
+    on_all_ranks: bool
+
+
+class _StoppedByCtrlC(StoppedBySignal, KeyboardInterrupt):
+    pass
+
+
+def stopping(signal_number: int, on_all_ranks: bool = False) -> StoppedBySignal:
+    """The exception that ends a run."""
+    kind = _StoppedByCtrlC if signal_number == signal.SIGINT else StoppedBySignal
+    stopped = kind(128 + signal_number)
+    stopped.signal_number, stopped.on_all_ranks = signal_number, on_all_ranks or comm.get_world_size() == 1
+    return stopped
+
+
+class Signals:
+    """While its ``with`` block runs, SIGTERM and SIGINT call a function instead of ending the process.
+
+    Signals that the program handles itself are left alone, and so are all outside of the main thread, where Python
+    runs no handlers. Processes forked inside the block, as data workers are, do end by SIGTERM, and leave Ctrl-C, which
+    a terminal sends to them too, to their parent.
+
+    Args:
+        on_request: called with the number of the signal and whether it is a second request, one that comes at least
+            a second after the first.
+    """
+
+    def __init__(self, on_request: Callable[[int, bool], None]) -> None:
+        self._on_request = on_request
+        self._first_at: float | None = None
+        self._taken: list[int] = []
+
+    def __enter__(self) -> Signals:
+        if threading.current_thread() is threading.main_thread():
+            self._taken = [n for n, usual in _USUAL_HANDLERS.items() if signal.getsignal(n) is usual]
+        for number in self._taken:
+            signal.signal(number, self._handle)
+        _open.append(self)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        _open.remove(self)
+        for number in self._taken:
+            signal.signal(number, _USUAL_HANDLERS[number])
+        self._taken = []
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._first_at is None:
+            self._first_at = now
+            self._on_request(number, False)
+        elif now - self._first_at >= _ONE_REQUEST_SECONDS:
+            self._on_request(number, True)
+
+    def leave_to_parent(self) -> None:
+        """Handle the signals as a process should that is not the main one."""
+        for number in self._taken:
+            signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
+
+
+_open: list[Signals] = []
+
+
+def _leave_signals_to_parent() -> None:
+    for signals in _open:
+        signals.leave_to_parent()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_signals_to_parent)
+
+
+class StopRequest:
+    """Whether a training was asked to stop, as far as this process knows, and as far as all ranks know.
+
+    Attributes:
+        own: the number of the signal that came to this process, or 0.
+        of_all: that of a signal which all ranks have heard of in the same step, or 0.
+        is_repeated: a second signal has come; nothing may be begun any more.
+    """
+
+    def __init__(self) -> None:
+        self.own = 0
+        self.of_all = 0
+        self.is_repeated = False
+        self._unshared_steps = 0
+        self._may_raise = False
+
+    def take(self, number: int, is_repeated: bool) -> None:
+        """What the signals call."""
+        if is_repeated:
+            self.is_repeated = True
+            raise stopping(number)
+        self.own = number
+        if comm.is_main_process():
+            # Not the log: it could be in the middle of a line.
+            name = signal.Signals(number).name
+            with contextlib.suppress(OSError):
+                os.write(2, f"{name}: stopping after this step, a second one stops at once\n".encode())
+        if self._may_raise:
+            raise stopping(number)
+
+    def share(self, of_ranks: Iterable[float]) -> None:
+        """Learn the signals that have come to all ranks; all must get the same, in the same step."""
+        self.of_all = int(max(of_ranks))
+        self._unshared_steps = 0
+
+    def ask_all(self) -> None:
+        """Exchange the signals; all ranks must call it."""
+        if comm.get_world_size() == 1:
+            self.share([self.own])
+        else:
+            self.share(comm.all_gather_tensor(torch.tensor(float(self.own))).tolist())
+
+    def count_step(self) -> None:
+        """To be called after each step: keeps ``of_all`` fresh where no losses are exchanged."""
+        self._unshared_steps += 1
+        if comm.get_world_size() == 1 or self._unshared_steps > _STEPS_BETWEEN_QUESTIONS:
+            self.ask_all()
+
+    def check(self) -> None:
+        """Raise :class:`StoppedBySignal` if all ranks know that they shall stop."""
+        if self.of_all:
+            raise stopping(self.of_all, on_all_ranks=True)
+
+    @contextlib.contextmanager
+    def raising(self) -> Iterator[None]:
+        """In this block a signal raises :class:`StoppedBySignal` where it arrives; all ranks must enter it."""
+        self.ask_all()
+        self.check()
+        self._may_raise = True
+        try:
+            if self.own:
+                # It came since the ranks were asked.
+                raise stopping(self.own)
+            yield
+        finally:
+            self._may_raise = False
+
+
+_present: StopRequest | None = None
+
+
+@contextlib.contextmanager
+def watching_for_stop() -> Iterator[StopRequest]:
+    """While the block runs, the first signal is noted instead of ending the process; a training's blocks may nest.
+
+    Raises:
+        StoppedBySignal: at the end of the block, if a signal came too late for anybody to heed it.
+    """
+    global _present
+    if _present is not None:
+        yield _present
+        return
+    request = _present = StopRequest()
+    try:
+        with Signals(request.take):
+            yield request
+    finally:
+        _present = None
+    if request.own:
+        raise stopping(request.own)
+
+
+def ends_at_once() -> contextlib.AbstractContextManager[Any]:
+    """A block that a signal ends where it arrives, as an evaluation, whose results nobody waits for then.
+
+    All ranks must enter it. Outside of a training it does nothing.
+
+    Raises:
+        StoppedBySignal: a signal came, before or in the block.
+    """
+    return _present.raising() if _present is not None else contextlib.nullcontext()
+
+
+def own_signal() -> int:
+    """The number of the signal that asked this process to stop, or 0: for the ranks to exchange."""
+    return _present.own if _present is not None else 0
+
+
+def share_signals(of_ranks: Iterable[float]) -> None:
+    """Hand over what :func:`own_signal` gave on each rank, in the same step on all of them."""
+    if _present is not None:
+        _present.share(of_ranks)

@@ -1,0 +1,131 @@
+"""What an evaluation will need, and where its results go, settled before anything is computed.
+
+A typo in what concerns the evaluation should not come to light after days of training.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from detlab.config.config import CfgNode
+from detlab.data.stream import random_state_of
+from detlab.engine.hooks import LAST_EVALUATION
+from detlab.evaluation.testing import expected_results
+from detlab.utils import comm
+from detlab.utils.file_io import PathManager
+
+__all__ = ["NO_EVALUATOR", "check_test_side", "config_for_evaluation", "warn_of_weights_that_are_not_finite"]
+
+logger = logging.getLogger(__name__)
+
+NO_EVALUATOR = (
+    "{0}.build_evaluator gives none for data set {1!r}: nothing is measured on it; override it to change that"
+)
+
+
+def check_test_side(cfg: CfgNode, trainer_class: Any, is_test_overridden: bool) -> None:
+    """Make sure that ``trainer_class.test(cfg, model)`` will find what it needs; all ranks must call it.
+
+    Looks at the sizes of images and at ``TEST.EXPECTED_RESULTS``, and for each of ``DATASETS.TEST`` builds loader and
+    evaluator, by the trainer's own methods, and drops them. No image is read, no worker started, and the state of the
+    random generators stays as it is.
+
+    Args:
+        cfg: of the run.
+        trainer_class: with ``build_test_loader`` and ``build_evaluator``, as ``DefaultTrainer`` has them; a
+            ``build_evaluator`` that raises ``NotImplementedError`` is a warning.
+        is_test_overridden: its ``test`` is not the one that builds these. Then evaluators are left out, and a loader
+            that fails is a warning.
+
+    Raises:
+        ValueError: a setting is wrong.
+        Exception: whatever building a loader or an evaluator raises, after a line in the log that says of which set.
+    """
+    _check_image_sizes(cfg)
+    _check_expectations(cfg, is_test_overridden)
+    with random_state_of(0, 0):
+        for name in cfg.DATASETS.TEST:
+            try:
+                _try_out(cfg, trainer_class, name, is_test_overridden)
+            except Exception as error:
+                if not is_test_overridden:
+                    logger.error(f"Found before anything is computed: {name!r} of DATASETS.TEST cannot be evaluated")
+                    raise
+                logger.warning(f"{name!r} of DATASETS.TEST cannot be loaded, if test() needs it: {error}")
+
+
+def _try_out(cfg: CfgNode, trainer_class: Any, name: str, is_test_overridden: bool) -> None:
+    # Not kept: a large data set would fill the memory all through training.
+    trainer_class.build_test_loader(cfg, name)
+    if is_test_overridden:
+        return
+    try:
+        trainer_class.build_evaluator(cfg, name)
+    except NotImplementedError:
+        logger.warning(NO_EVALUATOR.format(trainer_class.__name__, name))
+
+
+def _check_image_sizes(cfg: CfgNode) -> None:
+    shortest, longest = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+    if shortest < 0:
+        raise ValueError(f"INPUT.MIN_SIZE_TEST is {shortest}; it is the shorter edge in pixels, or 0 to resize nothing")
+    if longest < 1:
+        raise ValueError(f"INPUT.MAX_SIZE_TEST is {longest}; it bounds the longer edge, in pixels")
+
+
+def _check_expectations(cfg: CfgNode, is_test_overridden: bool) -> None:
+    expectations = expected_results(cfg)
+    names = cfg.DATASETS.TEST
+    if expectations and not is_test_overridden and len(names) != 1:
+        raise ValueError(
+            f"TEST.EXPECTED_RESULTS is compared with the results on one data set, but DATASETS.TEST is {list(names)}; "
+            "name one, or leave TEST.EXPECTED_RESULTS empty"
+        )
+
+
+def config_for_evaluation(cfg: CfgNode, weights: str) -> CfgNode:
+    """The config for evaluating weights without training them; all ranks must call it.
+
+    Where a training has left the results of its own evaluation in ``OUTPUT_DIR``, it is one with another
+    ``OUTPUT_DIR``, a folder in that one, and the log says which; else ``cfg`` itself.
+
+    Args:
+        cfg: frozen.
+        weights: path of the file that is evaluated, which gives the folder its name; may be empty.
+    """
+    holds_results = bool(cfg.OUTPUT_DIR) and PathManager.isfile(os.path.join(cfg.OUTPUT_DIR, LAST_EVALUATION))
+    if not comm.broadcast(holds_results):
+        return cfg
+    name = os.path.splitext(os.path.basename(weights.partition("?")[0]))[0] or "random_weights"
+    own = cfg.clone()
+    own.defrost()
+    own.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, f"eval_{name}")
+    own.freeze()
+    logger.info(
+        f"Results of this evaluation go to {own.OUTPUT_DIR}/inference: {cfg.OUTPUT_DIR}/inference holds those of a "
+        "training"
+    )
+    return own
+
+
+def warn_of_weights_that_are_not_finite(model: nn.Module) -> None:
+    """Names the parameters and statistics of normalisation that hold an infinity or no number, if there are any."""
+    tensors: dict[str, Tensor] = dict(model.named_parameters())
+    for prefix, module in model.named_modules():
+        if isinstance(module, _BatchNorm):
+            tensors.update(module.named_buffers(prefix))
+    tensors = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+    if not tensors:
+        return
+    # One wait for the device, however many there are.
+    are_finite = torch.stack([tensor.detach().isfinite().all() for tensor in tensors.values()]).tolist()
+    wrong = [name for name, is_finite in zip(tensors, are_finite) if not is_finite]
+    if wrong:
+        shown = ", ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+        logger.warning(f"weights that are not finite are evaluated: {shown}; the results mean nothing")

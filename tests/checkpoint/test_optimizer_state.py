@@ -1,0 +1,65 @@
+"""A momentum of another model's shape is refused where it is loaded, not in the step that uses it."""
+
+import pytest
+import torch
+from torch import nn
+
+from detlab.checkpoint.optimizer_state import check_optimizer_state
+
+
+def trained(make_optimizer, width=3):
+    model = nn.Sequential(nn.Linear(2, width), nn.Linear(width, 1))
+    optimizer = make_optimizer(model.parameters())
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    return model, optimizer
+
+
+OPTIMIZERS = {
+    "SGD": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+    "AdamW": lambda p: torch.optim.AdamW(p, amsgrad=True),
+    "RMSprop": lambda p: torch.optim.RMSprop(p, momentum=0.9, centered=True),
+    "Adafactor": torch.optim.Adafactor,
+    "ASGD": torch.optim.ASGD,
+    "Rprop": torch.optim.Rprop,
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_optimizer_takes_its_own_state(name):
+    _, optimizer = trained(OPTIMIZERS[name])
+    check_optimizer_state(optimizer, optimizer.state_dict(), "a.pth")
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW", "RMSprop", "ASGD", "Rprop"])
+def test_the_state_of_a_wider_model_is_refused_with_both_shapes(name):
+    _, wider = trained(OPTIMIZERS[name], width=8)
+    model, optimizer = trained(OPTIMIZERS[name])
+    with pytest.raises(
+        ValueError, match=r"a\.pth.*of 0\.weight has shape \(8, 2\), the parameter has \(3, 2\).*--resume"
+    ):
+        check_optimizer_state(optimizer, wider.state_dict(), "a.pth", model=model)
+
+
+def test_without_a_model_parameters_are_named_by_the_optimizer_or_their_place():
+    _, wider = trained(OPTIMIZERS["SGD"], width=8)
+    model, optimizer = trained(OPTIMIZERS["SGD"])
+    with pytest.raises(ValueError, match="momentum_buffer of parameter 0 has shape"):
+        check_optimizer_state(optimizer, wider.state_dict(), "a.pth")
+    named = torch.optim.SGD(list(model.named_parameters()), lr=0.1)
+    with pytest.raises(ValueError, match=r"momentum_buffer of 0\.weight has shape"):
+        check_optimizer_state(named, wider.state_dict(), "a.pth")
+
+
+def test_other_groups_are_refused_with_their_sizes():
+    model, optimizer = trained(OPTIMIZERS["SGD"])
+    fewer = torch.optim.SGD([model[0].weight], lr=0.1)
+    with pytest.raises(ValueError, match=r"groups have 4 parameters in a\.pth, 1 here"):
+        check_optimizer_state(fewer, optimizer.state_dict(), "a.pth")
+
+
+@pytest.mark.parametrize("state", [{}, {"state": {}, "param_groups": 3}, {"state": {}, "param_groups": [{}]}, None])
+def test_what_is_no_state_of_an_optimizer_is_refused(state):
+    _, optimizer = trained(OPTIMIZERS["SGD"])
+    with pytest.raises(ValueError, match=r"a\.pth holds no state of an optimizer"):
+        check_optimizer_state(optimizer, state, "a.pth")
