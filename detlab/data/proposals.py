@@ -58,6 +58,8 @@ def _read_proposals(proposal_file: str) -> dict[str, Any]:
             content = load_arrays(stream)
         except UnsafePickleError as error:
             raise ValueError(f"{proposal_file} is refused: {error}; it should hold arrays and numbers only") from None
+        except Exception as error:
+            raise ValueError(f"{proposal_file} is damaged or no pickle of proposals: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(
             f"{proposal_file} should be a dictionary with 'ids' and more, but is a {type(content).__name__}"

@@ -153,7 +153,7 @@ class Protocol:
         self._evaluator: Callable[..., Any]
         ids = (entry["id"] for kind in ("images", "categories") for entry in ground_truth[kind])
         if use_fast_impl and available("hotcoco") and _are_integers(ids):
-            hotcoco = require("hotcoco", "eval", "fast COCO evaluation")
+            hotcoco = require("hotcoco", purpose="fast COCO evaluation")
             self.implementation = "hotcoco"
             self._coco, self._evaluator = hotcoco.COCO(ground_truth), hotcoco.COCOeval
             return

@@ -72,7 +72,7 @@ def _by_value(obj: Any) -> bytes:
 
 def _dumped(obj: Any, pickler: Callable[..., pickle.Pickler]) -> bytes:
     stream = io.BytesIO()
-    pickler(stream, protocol=pickle.HIGHEST_PROTOCOL).dump(obj)
+    pickler(stream, pickle.HIGHEST_PROTOCOL).dump(obj)
     return stream.getvalue()
 
 
