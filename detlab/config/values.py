@@ -76,8 +76,8 @@ def new_value(given: Any, full_key: str) -> Any:
     if value is None or isinstance(value, Mapping) or type(value) in (bool, int, float, str, list, tuple):
         return value
     raise ValueError(
-        f"{full_key} cannot hold {given!r} of type {type(given).__name__}; a config holds numbers, text, lists, tuples, "
-        "sections and None"
+        f"{full_key} cannot hold {given!r} of type {type(given).__name__}; a config holds numbers, text, lists, "
+        "tuples, sections and None"
     )
 
 

@@ -98,7 +98,7 @@ def _check_events(text: str) -> None:
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         if depth > MAX_DEPTH or nodes > MAX_NODES:
-            line = event.start_mark.line + 1
+            line = event.start_mark.line + 1 if event.start_mark else 1
             what = f"nests more than {MAX_DEPTH} deep" if depth > MAX_DEPTH else f"has more than {MAX_NODES} values"
             raise ValueError(f"it {what} (line {line})")
 

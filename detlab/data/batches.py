@@ -152,18 +152,18 @@ class OwnBatches:
             begin = self._known_pass
             to_skip = start - begin.batch
             number = -1
-            for number, batch in enumerate(self._batches_of(begin)):
+            for number, batch in enumerate(self._batches_of(begin, to_skip)):
                 if number >= to_skip:
                     yield batch
             if number >= to_skip or number < 0:
                 return
 
-    def _batches_of(self, begin: _Pass) -> Iterator[list[SampleRef]]:
-        """All batches of a pass. At its end, the begin of the next one is known."""
+    def _batches_of(self, begin: _Pass, unwanted: int) -> Iterator[list[SampleRef]]:
+        """All batches of a pass, the first ``unwanted`` in haste. At its end, the begin of the next one is known."""
         rank, world_size = comm.get_rank(), comm.get_world_size()
         waiting: dict[int, list[SampleRef]] = {}
         num_batches, number = 0, begin.entry - 1
-        for number, entry in enumerate(self._entries_of(begin), begin.entry):
+        for number, entry in enumerate(self._entries_of(begin, unwanted), begin.entry):
             group = 0 if self._group_ids is None else int(self._group_ids[entry])
             batch = waiting.setdefault(group, [])
             batch.append(SampleRef(entry, number * world_size + rank, begin.seed))
@@ -174,12 +174,13 @@ class OwnBatches:
         self._known_pass = _Pass(begin.number + 1, begin.batch + num_batches + len(rest), number + 1, begin.seed)
         yield from rest
 
-    def _entries_of(self, begin: _Pass) -> Iterator[int]:
+    def _entries_of(self, begin: _Pass, unwanted: int) -> Iterator[int]:
         if hasattr(self.sampler, "set_epoch"):
             self.sampler.set_epoch(begin.number)
         # The last number tells this key from those of samples.
         key = begin.seed, begin.number, comm.get_rank(), 1
-        for index in with_own_randomness(self.sampler, *key, at_once=self._batch_size):
+        size = self._batch_size
+        for index in with_own_randomness(self.sampler, *key, at_once=size, unwanted=unwanted * size):
             try:
                 yield operator.index(index)
             except TypeError:

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from detlab.checkpoint.restricted_pickle import UnsafePickleError, load_arrays
+from detlab.checkpoint.pickle_reader import UnsafePickleError
+from detlab.checkpoint.restricted_pickle import load_arrays
 from detlab.data.catalog import DatasetDicts
 from detlab.structures.boxes import BoxMode
 from detlab.utils.file_io import PathManager

@@ -71,26 +71,33 @@ def random_state_of(*key: int) -> Iterator[None]:
         before.put_back()
 
 
-def with_own_randomness(iterable: Iterable[Item], *key: int, at_once: int = 1) -> Iterator[Item]:
+# Items that are drawn in one go on the way to those that are wanted.
+MOST_AT_ONCE = 65536
+
+
+def with_own_randomness(iterable: Iterable[Item], *key: int, at_once: int = 1, unwanted: int = 0) -> Iterator[Item]:
     """What an iterable gives, while whatever it draws follows from the key and leaves the caller's generators alone.
 
     Args:
-        iterable: drawn from ``at_once`` items at a time, as exchanging the states costs as much as several draws.
+        iterable: gives items.
         key: see :func:`random_state_of`.
-        at_once: items.
+        at_once: items to draw in one go, as exchanging the states costs as much as many of them.
+        unwanted: so many of the first, too, will not be looked at: they may be drawn far ahead.
     """
     with random_state_of(*key):
         items, states = iter(iterable), _States.now()
     while True:
+        size = max(at_once, min(unwanted, MOST_AT_ONCE))
+        unwanted -= size
         outside = _States.now()
         states.put_back()
         try:
-            drawn = list(itertools.islice(items, at_once))
+            drawn = list(itertools.islice(items, size))
             states = _States.now()
         finally:
             outside.put_back()
         yield from drawn
-        if len(drawn) < at_once:
+        if len(drawn) < size:
             return
 
 

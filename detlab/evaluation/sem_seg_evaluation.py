@@ -18,6 +18,7 @@ from detlab.data.catalog import DatasetCatalog, MetadataCatalog
 from detlab.evaluation.evaluator import DatasetEvaluator
 from detlab.utils import comm
 from detlab.utils.file_io import PathManager, write_atomically, write_json
+from detlab.utils.image import read_image
 from detlab.utils.logger import create_small_table
 
 logger = logging.getLogger(__name__)
@@ -25,10 +26,7 @@ logger = logging.getLogger(__name__)
 
 def load_image_into_numpy_array(filename: str, dtype: np.dtype | str | None = None) -> np.ndarray:
     """The pixels of an image file, (H, W) for label maps, in the given type."""
-    from PIL import Image
-
-    with PathManager.open(filename, "rb") as file:
-        return np.asarray(Image.open(file), dtype=dtype)
+    return np.asarray(read_image(filename), dtype=dtype)
 
 
 class SemSegEvaluator(DatasetEvaluator):

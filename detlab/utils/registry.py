@@ -18,6 +18,17 @@ class Registry(_FvcoreRegistry):
     reloaded module) replaces the earlier one; a different object under a taken name is refused.
     """
 
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self._expected: dict[str, str] = {}
+
+    def expect(self, **names: str) -> None:
+        """Says of names that configs use and nothing is registered under yet what each will be, in words.
+
+        ``get`` then tells that they are missing here, rather than that an import of the user's is.
+        """
+        self._expected.update(names)
+
     def register(self, obj: Any = None) -> Any:
         """Adds ``obj`` under its ``__name__`` and returns it; without ``obj``, returns a decorator that does."""
         if obj is None:
@@ -46,6 +57,12 @@ class Registry(_FvcoreRegistry):
 
     def _explain_absence(self, name: str) -> str:
         known = sorted(self._obj_map)
+        if name in self._expected:
+            return (
+                f"'{name}' ({self._expected[name]}) is not part of detlab yet: choose another config, or register an "
+                f"implementation of your own under this name (--import FILE_OR_MODULE). {self._name} has: "
+                f"{', '.join(known) or 'nothing'}"
+            )
         near = difflib.get_close_matches(str(name), known)
         guess = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
         return (

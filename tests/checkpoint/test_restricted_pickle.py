@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from detlab.checkpoint.restricted_pickle import ARRAY_GLOBALS, UnsafePickleError, load_arrays
+from detlab.checkpoint.pickle_reader import UnsafePickleError
+from detlab.checkpoint.restricted_pickle import load_arrays
 
 PLAIN = {
     "array": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -118,11 +119,3 @@ def test_scalars_of_objects_are_refused():
     data = pickle.dumps(np.dtype(object), protocol=2)[2:-1]
     with pytest.raises(UnsafePickleError, match="Python objects"):
         read(b"\x80\x02cnumpy.core.multiarray\nscalar\n(" + data + b"X\x01\x00\x00\x00atR.")
-
-
-def test_torchs_restricted_loader_takes_the_same_arrays(tmp_path):
-    path = tmp_path / "arrays.pth"
-    plain = {name: value for name, value in PLAIN.items() if isinstance(value, np.ndarray | np.generic)}
-    torch.save(plain, path)
-    with torch.serialization.safe_globals(ARRAY_GLOBALS):
-        assert_same(torch.load(path, weights_only=True), plain)

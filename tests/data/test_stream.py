@@ -73,6 +73,8 @@ def test_an_iterable_draws_by_its_key_whatever_happens_between(at_once):
         random.seed(1), np.random.seed(1), torch.manual_seed(1)
         given.append(item)
     assert given == expected and len(set(given)) == 7
+    for unwanted in (1, 4, 7, 50):
+        assert list(with_own_randomness(noise(), 4, 5, at_once=at_once, unwanted=unwanted)) == expected
     assert list(with_own_randomness(noise(), 4, 6)) != expected
 
 

@@ -81,6 +81,15 @@ def test_an_evaluation_does_not_replace_the_config_of_the_training(tmp_path):
     assert "SEED: 1" in (tmp_path / "out" / "config.yaml").read_text()
 
 
+def test_a_config_that_differs_is_kept_beside_the_new_one(tmp_path):
+    for seed in (1, 1, 2, 3):
+        defaults.default_setup(small_setup(tmp_path, SEED=seed), argparse.Namespace(resume=True))
+    texts = {path.name: path.read_text() for path in (tmp_path / "out").glob("config*")}
+    seeds = {name: text.partition("\nSEED: ")[2][:1] for name, text in texts.items()}
+    assert seeds == {"config.yaml": "3", "config_1.yaml": "1", "config_2.yaml": "2"}
+    assert "config_2.yaml" in (tmp_path / "out" / "log.txt").read_text()
+
+
 def test_set_up_takes_python_configs(tmp_path):
     from omegaconf import OmegaConf
 
@@ -96,6 +105,21 @@ def test_a_gpu_that_is_not_there_is_said_with_the_cure(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"no GPU.*MODEL.DEVICE cpu"):
         defaults.default_setup(cfg, argparse.Namespace())
     assert not (tmp_path / "out").exists()
+
+
+def test_a_device_that_torch_does_not_know_is_refused_with_those_it_does(tmp_path):
+    from omegaconf import OmegaConf
+
+    cfg = OmegaConf.create({"train": {"output_dir": str(tmp_path / "out"), "device": "gpu"}})
+    with pytest.raises(ValueError, match=r"train\.device is 'gpu'.*'cuda'.*'cpu'"):
+        defaults.default_setup(cfg, argparse.Namespace())
+
+
+def test_metrics_without_an_output_directory_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="OUTPUT_DIR is empty"):
+        defaults.default_writers("", 3)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_precision_of_products_is_set(tmp_path):

@@ -437,6 +437,14 @@ def test_two_processes_gather_on_the_first(small, tmp_path):
     assert len(json.loads((tmp_path / "out" / "coco_instances_results.json").read_text())) == 3
 
 
+def test_each_number_of_a_task_is_logged_once(small, caplog):
+    with caplog.at_level(logging.INFO):
+        feed(COCOEvaluator(small, distributed=False)).evaluate()
+    summaries = [message for message in caplog.messages if "results for bbox" in message]
+    assert len(summaries) == 1 and summaries[0].count("Average Precision") == 6
+    assert not [message for message in caplog.messages if "AP50" in message]
+
+
 def test_the_fast_implementation_is_taken_when_it_is_installed(small, caplog):
     with caplog.at_level(logging.INFO):
         feed(COCOEvaluator(small, distributed=False)).evaluate()

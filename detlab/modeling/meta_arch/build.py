@@ -10,6 +10,7 @@ __all__ = ["META_ARCH_REGISTRY", "build_model", "place_model"]
 META_ARCH_REGISTRY = Registry("META_ARCH")
 META_ARCH_REGISTRY.__doc__ = """Modules ``(cfg)`` called with a list of inputs, one dict an image: in training they
 return losses by name, in inference a list of results."""
+META_ARCH_REGISTRY.expect(RetinaNet="the dense detector of RetinaNet", PanopticFPN="Panoptic FPN, things and stuff")
 
 
 def build_model(cfg) -> nn.Module:
