@@ -100,9 +100,9 @@ def test_datasets_of_different_classes_are_not_joined(register):
     assert len(get_detection_dataset_dicts(names, check_consistency=False)) == 4
 
 
-def test_an_unregistered_dataset_lists_the_known(register):
+def test_an_unregistered_dataset_names_the_nearest(register):
     register("test_build_1", IMAGES)
-    with pytest.raises(KeyError, match="nearest first: test_build_1"):
+    with pytest.raises(KeyError, match="Did you mean 'test_build_1'"):
         get_detection_dataset_dicts("test_build_11")
 
 
