@@ -65,6 +65,8 @@ DATALOADER: dict[str, Any] = {
     # root of the ratio or by the ratio itself.
     "REPEAT_THRESHOLD": 0.0,
     "REPEAT_SQRT": True,
+    # For RandomSubsetTrainingSampler: the share of all images that it uses, in (0, 1].
+    "RANDOM_SUBSET_RATIO": 1.0,
     # Training skips images that carry no usable annotation.
     "FILTER_EMPTY_ANNOTATIONS": True,
 }
