@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import logging
 import operator
+import pickle
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -15,7 +16,6 @@ import numpy as np
 import torch
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Sampler
 
-from detlab.checkpoint.pickle_reader import UnsafePickleError
 from detlab.checkpoint.restricted_pickle import load_arrays
 from detlab.config.config import CfgNode, configurable
 from detlab.data.batches import BatchPlan, GlobalBatches, OwnBatches
@@ -127,12 +127,16 @@ def _read_proposals(proposal_file: str) -> dict[str, Any]:
     with PathManager.open(proposal_file, "rb") as stream:
         try:
             content = load_arrays(stream)
-        except UnsafePickleError as error:
+        except pickle.UnpicklingError as error:
             raise ValueError(f"{proposal_file} is refused: {error}; it should hold arrays and numbers only") from None
-    found = {PROPOSAL_KEY_ALIASES.get(key, key): value for key, value in content.items()}
+    if not isinstance(content, dict):
+        raise ValueError(f"{proposal_file} should be a dictionary, but is a {type(content).__name__}")
+    found: dict[str, Any] = {PROPOSAL_KEY_ALIASES.get(key, key): value for key, value in content.items()}
     absent = {"ids", "boxes", "objectness_logits"} - found.keys()
     if absent:
-        raise ValueError(f"{proposal_file} should be a dictionary with {sorted(absent)}, but has {sorted(content)}")
+        raise ValueError(
+            f"{proposal_file} should be a dictionary with {sorted(absent)}, but has {sorted(map(str, content))}"
+        )
     return found
 
 
