@@ -131,7 +131,7 @@ def _read_proposals(proposal_file: str) -> dict[str, Any]:
             raise ValueError(f"{proposal_file} is refused: {error}; it should hold arrays and numbers only") from None
     if not isinstance(content, dict):
         raise ValueError(f"{proposal_file} should be a dictionary, but is a {type(content).__name__}")
-    found: dict[str, Any] = {PROPOSAL_KEY_ALIASES.get(key, key): value for key, value in content.items()}
+    found = {PROPOSAL_KEY_ALIASES.get(str(key), str(key)): value for key, value in content.items()}
     absent = {"ids", "boxes", "objectness_logits"} - found.keys()
     if absent:
         raise ValueError(
