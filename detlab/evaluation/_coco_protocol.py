@@ -214,7 +214,7 @@ class Protocol:
         self._coco: Any
         self._evaluator: Callable[..., Any]
         if use_fast_impl and available("hotcoco") and _suits_hotcoco(ground_truth):
-            hotcoco = require("hotcoco", "eval", "fast COCO evaluation")
+            hotcoco = require("hotcoco", purpose="fast COCO evaluation")
             self.implementation = "hotcoco"
             self._coco, self._evaluator = hotcoco.COCO(ground_truth), hotcoco.COCOeval
             return
