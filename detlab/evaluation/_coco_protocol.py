@@ -19,6 +19,7 @@ from pycocotools.cocoeval import COCOeval
 
 from detlab.data.datasets.coco_format import CocoContent
 from detlab.evaluation.fast_eval_api import COCOeval_opt
+from detlab.utils.garbage import no_garbage_collection
 from detlab.utils.mask_codes import LONG_OUTLINE, with_bounded_outlines
 from detlab.utils.optional import available, require
 
@@ -127,16 +128,22 @@ def ground_truth_of(content: CocoContent) -> dict[str, Any]:
     Returns:
         A COCO dataset; without ``annotations`` where they are not public.
     """
-    dataset: dict[str, Any] = {
-        "info": {},
-        "images": _with_keys(content.images, ("id", "height", "width")),
-        "categories": _with_keys(content.categories, ("id", "name")),
-    }
-    if content.annotations is None:
-        return dataset
-    annotations = dataset["annotations"] = _with_keys(content.annotations, ANNOTATION_KEYS)
+    with no_garbage_collection():
+        dataset: dict[str, Any] = {
+            "info": {},
+            "images": _with_keys(content.images, ("id", "height", "width")),
+            "categories": _with_keys(content.categories, ("id", "name")),
+        }
+        if content.annotations is not None:
+            dataset["annotations"] = _with_keys(content.annotations, ANNOTATION_KEYS)
+            sizes = {image["id"]: (image.get("height"), image.get("width")) for image in dataset["images"]}
+            _complete(dataset["annotations"], sizes)
+            _number(dataset["annotations"], content.source)
+    return dataset
+
+
+def _complete(annotations: list[dict[str, Any]], sizes: dict[Any, tuple[int | None, int | None]]) -> None:
     num_values = max((len(annotation.get("keypoints", ())) for annotation in annotations), default=0)
-    sizes = {image["id"]: (image.get("height"), image.get("width")) for image in dataset["images"]}
     for annotation in annotations:
         annotation.setdefault("iscrowd", 0)
         if "area" not in annotation and "bbox" in annotation:
@@ -145,29 +152,37 @@ def ground_truth_of(content: CocoContent) -> dict[str, Any]:
             annotation["keypoints"], annotation["num_keypoints"] = [0] * num_values, 0
         if num_values and "num_keypoints" not in annotation:
             annotation["num_keypoints"] = sum(visible > 0 for visible in annotation["keypoints"][2::3])
-        if "segmentation" in annotation:
-            annotation["segmentation"] = _plain_mask(annotation["segmentation"], *sizes[annotation["image_id"]])
+        mask = annotation.get("segmentation")
+        if mask is not None and (type(mask) is not list or not _are_short(mask)):
+            annotation["segmentation"] = _plain_mask(mask, *sizes[annotation["image_id"]])
+
+
+def _number(annotations: list[dict[str, Any]], source: str) -> None:
     ids = [annotation.get("id", 0) for annotation in annotations]
     if not _are_natural(ids) or 0 in ids or len(set(ids)) < len(ids):
-        logger.warning(
-            f"annotation ids of {content.source} are not distinct positive integers; numbered anew for evaluation"
-        )
+        logger.warning(f"annotation ids of {source} are not distinct positive integers; numbered anew for evaluation")
         for number, annotation in enumerate(annotations, start=1):
             annotation["id"] = number
-    return dataset
 
 
 def _with_keys(entries: Iterable[dict[str, Any]], keys: Sequence[str]) -> list[dict[str, Any]]:
-    """Copies with these keys alone, as far as there is something in them: other code cannot stumble over the rest."""
-    return [{key: entry[key] for key in keys if entry.get(key) not in (None, [], {})} for entry in entries]
+    """Copies with these keys alone, where there is a value: other code cannot stumble over the rest."""
+    return [{key: value for key in keys if (value := entry.get(key)) or value == 0} for entry in entries]
+
+
+def _are_short(polygons: list[list[float]]) -> bool:
+    """Whether polygons can be drawn in little memory, by a bound that is quickly told.
+
+    An outline, and the way from the origin to it, is no longer than twice the sum of its corners' distances from the
+    origin, and that is no more than their root mean square allows.
+    """
+    return all(2 * math.sqrt(len(polygon)) * math.hypot(*polygon) <= LONG_OUTLINE for polygon in polygons)
 
 
 def _plain_mask(mask: Any, height: int | None, width: int | None) -> Any:
-    """Polygons that can be drawn in little memory, or an RLE as json has it."""
+    """A mask that can be drawn in little memory, as json has it."""
     if isinstance(mask, list):
-        # Neither the outline nor the way from the origin to it is longer than twice the sum of all corners' distances.
-        reach = max(2 * math.sqrt(len(polygon)) * math.hypot(*polygon) for polygon in mask)
-        if reach <= LONG_OUTLINE or height is None or width is None:
+        if height is None or width is None:
             return mask
         mask = with_bounded_outlines(mask, height, width)
     if isinstance(mask, dict) and isinstance(mask["counts"], bytes):

@@ -24,7 +24,7 @@ from detlab.data.datasets.standard_format import check_standard_format
 from detlab.structures.boxes import BoxMode
 from detlab.utils.file_io import PathManager, locked, write_json
 from detlab.utils.garbage import no_garbage_collection
-from detlab.utils.mask_codes import checked_rle, rle_area
+from detlab.utils.mask_codes import checked_rle, encode_bitmap, rle_area
 
 __all__ = [
     "convert_to_coco_dict",
@@ -322,17 +322,21 @@ def _written_annotation(obj: dict[str, Any], original_id: Callable[[int], int]) 
     box = [float(value) for value in obj["bbox"]]
     mode = BoxMode.XYWHA_ABS if len(box) == 5 else BoxMode.XYWH_ABS
     box = BoxMode.convert(box, obj["bbox_mode"], mode)
+    mask = obj.get("segmentation")
+    if isinstance(mask, np.ndarray):
+        mask = encode_bitmap(mask)
     written = {
         "bbox": [round(value, 3) for value in box],
-        "area": _mask_area(obj["segmentation"]) if obj.get("segmentation") else float(box[2] * box[3]),
+        "area": _mask_area(mask) if mask else float(box[2] * box[3]),
         "iscrowd": int(obj.get("iscrowd", 0)),
         "category_id": int(original_id(obj["category_id"])),
     }
-    if obj.get("keypoints"):
-        written["keypoints"] = _shifted_keypoints([float(value) for value in obj["keypoints"]], -PIXEL_CENTER)
-        written["num_keypoints"] = sum(visibility > 0 for visibility in obj["keypoints"][2::3])
-    if obj.get("segmentation"):
-        written["segmentation"] = _written_mask(obj["segmentation"])
+    if obj.get("keypoints") is not None and len(obj["keypoints"]):
+        keypoints = [float(value) for value in obj["keypoints"]]
+        written["keypoints"] = _shifted_keypoints(keypoints, -PIXEL_CENTER)
+        written["num_keypoints"] = sum(visibility > 0 for visibility in keypoints[2::3])
+    if mask:
+        written["segmentation"] = _written_mask(mask)
     return written
 
 

@@ -288,12 +288,15 @@ def test_a_cached_file_without_a_fingerprint_is_replaced(name, tmp_path):
 def test_numbers_of_numpy_are_written_as_plain_ones(name, tmp_path):
     image = {"file_name": "a.jpg", "image_id": np.int64(4), "width": np.int32(9), "height": np.int16(8)}
     obj = {"category_id": np.int64(0), "bbox": np.ones(4), "bbox_mode": BoxMode.XYWH_ABS, "iscrowd": np.bool_(True)}
+    obj.update(segmentation=np.eye(8, 9, dtype=bool), keypoints=np.array([1.5, 2.5, 2]))
     DatasetCatalog.register(name, lambda: [{**image, "annotations": [obj]}])
     MetadataCatalog.get(name).thing_classes = ["one"]
     convert_to_coco_json(name, str(tmp_path / "plain.json"))
     written = json.loads((tmp_path / "plain.json").read_text())
     assert written["images"] == [{"id": 4, "width": 9, "height": 8, "file_name": "a.jpg"}]
     assert written["annotations"][0]["image_id"] == 4 and written["annotations"][0]["iscrowd"] == 1
+    assert (coco_mask.decode(written["annotations"][0]["segmentation"]) == np.eye(8, 9)).all()
+    assert written["annotations"][0]["keypoints"] == [1, 2, 2] and written["annotations"][0]["area"] == 8
 
 
 @pytest.mark.parametrize(
