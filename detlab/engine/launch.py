@@ -20,6 +20,7 @@ import torch.multiprocessing as mp
 
 from detlab.engine.interruption import Signals, StoppedBySignal, stopping
 from detlab.utils import comm
+from detlab.utils.devices import device_kind
 
 __all__ = ["DEFAULT_TIMEOUT", "launch", "launch_from_args"]
 
@@ -32,7 +33,7 @@ _VARIABLES_OF_TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MA
 
 # For the processes of a run: to finish a step and save when they are asked to stop; and to end when one has failed.
 _SECONDS_TO_STOP = 120.0
-_SECONDS_TO_FAIL = 5.0
+_SECONDS_TO_FAIL = 2.0
 
 
 class _Place(NamedTuple):
@@ -117,7 +118,7 @@ def launch_from_args(main_func: Callable[..., Any], args: argparse.Namespace, de
 def _kind_of(device: str | None) -> str:
     if device is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
-    kind = torch.device(device).type
+    kind = device_kind(device, "the device (MODEL.DEVICE, in Python configs train.device)")
     if kind not in ("cuda", "cpu"):
         raise ValueError(f"processes can be started for devices 'cuda' and 'cpu', not for {device!r}")
     return kind
@@ -204,12 +205,14 @@ def _start_and_wait(num_processes: int, args: tuple[Any, ...]) -> None:
             children.start(num_processes, args)
             while not children.join():
                 pass
-    except mp.ProcessExitedException as error:
-        if children.signal_number == 0:
-            if error.exit_code != 128 + signal.SIGTERM:
-                raise
-            # It came to one of them, and they have agreed.
-            children.signal_number = signal.SIGTERM
+    except (mp.ProcessExitedException, mp.ProcessRaisedException) as error:
+        if getattr(error, "exit_code", None) == 128 + signal.SIGTERM:
+            # It came to this process and was passed on, or to one of them, and they have agreed.
+            children.signal_number = children.signal_number or signal.SIGTERM
+        elif children.signal_number:
+            logger.warning(f"when it was stopped: {str(error).strip().splitlines()[-1]}")
+        else:
+            raise
     finally:
         children.end()
     if children.signal_number:
@@ -301,7 +304,7 @@ def _end_with_parent() -> None:
         time.sleep(1)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(_SECONDS_TO_STOP)
-    os.kill(os.getpid(), signal.SIGKILL)
+    os._exit(128 + signal.SIGTERM)
 
 
 def _share_cores(num_processes: int) -> None:

@@ -163,7 +163,7 @@ class ResizeShortestEdge(Augmentation):
         interp: Pillow's number of the interpolation.
 
     Raises:
-        ValueError: another style, or a range without two ends.
+        ValueError: another style, a range without two ends, or lengths that no image can have.
     """
 
     def __init__(
@@ -178,6 +178,11 @@ class ResizeShortestEdge(Augmentation):
         self.is_range = sample_style == "range"
         if isinstance(short_edge_length, int):
             short_edge_length = (short_edge_length, short_edge_length)
+        if len(short_edge_length) == 0 or min(short_edge_length) < 0 or max_size < 1:
+            raise ValueError(
+                "ResizeShortestEdge takes lengths from 0 (no resizing) on, one at least, and a max_size from 1 on "
+                f"(INPUT.MIN_SIZE_*, INPUT.MAX_SIZE_*); got {short_edge_length} and {max_size}"
+            )
         if self.is_range and (len(short_edge_length) != 2 or short_edge_length[0] > short_edge_length[1]):
             raise ValueError(
                 f"sample_style 'range' takes the smallest and the largest length; got {short_edge_length}. To choose "
