@@ -371,13 +371,6 @@ def test_a_name_in_place_of_a_dataset_is_refused(build):
         build(IMAGES, mapper="mapper", **options)
 
 
-@pytest.mark.parametrize("content", [b"", b"<html>", pickle.dumps([1]), pickle.dumps({"ids": [1]})[:-3]])
-def test_a_damaged_proposal_file_is_named(tmp_path, content):
-    (tmp_path / "proposals.pkl").write_bytes(content)
-    with pytest.raises(ValueError, match=r"proposals\.pkl (is refused|should be a dictionary)"):
-        load_proposals_into_dataset([], str(tmp_path / "proposals.pkl"))
-
-
 def test_workers_get_different_seeds():
     drawn = []
     for worker in range(2):
