@@ -30,6 +30,8 @@ FREE_BYTES = 32 * 2**20
 BYTES_PER_BYTE = 8
 # About what an empty one takes, with its place on the stack.
 DICT_BYTES, LIST_BYTES, SET_BYTES, TUPLE_BYTES = 72, 64, 224, 56
+# Of an item, while the table that holds it grows.
+DICT_ITEM_BYTES, SET_ITEM_BYTES = 96, 72
 
 # Longer texts and bytes stay in the file's bytes until they are wanted; shorter ones are cheap.
 CHUNK_BYTES = 1024
@@ -309,7 +311,7 @@ class PickleReader:
 
     def make_set(self, kind: type, items: Any) -> Any:
         """A set or frozenset of what may be a key."""
-        self.charge(SET_BYTES + 32 * len(items))
+        self.charge(SET_BYTES + SET_ITEM_BYTES * len(items))
         return kind([self.key(item) for item in items])
 
     def _append(self, items: list[Any]) -> None:
@@ -321,7 +323,7 @@ class PickleReader:
         target = self._stack[-1]
         if type(target) not in (dict, OrderedDict, Counter) or len(items) % 2:
             raise TypeError("no dict to set items of, or a key without a value")
-        self.charge(24 * len(items))
+        self.charge(DICT_ITEM_BYTES * len(items) // 2)
         for index in range(0, len(items), 2):
             target[self.key(items[index])] = items[index + 1]
 

@@ -17,6 +17,7 @@ from typing import IO, Any
 import numpy as np
 
 from detlab.checkpoint.pickle_reader import Chunk, Name, PickleReader, UnsafePickleError, plain
+from detlab.utils.garbage import no_garbage_collection
 
 __all__ = ["PLAIN_VOCABULARY", "Record", "build_values", "check_shape", "is_known_dtype", "load_arrays"]
 
@@ -263,7 +264,8 @@ def build_values(value: Any) -> Any:
     Raises:
         UnpicklingError: a record is wrong, or containers nest too deeply, as those do that contain themselves.
     """
-    return _Builder().build(value)
+    with no_garbage_collection():
+        return _Builder().build(value)
 
 
 class _Builder:
