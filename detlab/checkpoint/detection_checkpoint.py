@@ -219,7 +219,20 @@ class DetectionCheckpointer(Checkpointer):
         if not blind:
             return self._read(path)
         self.logger.warning("ranks %s cannot see %s; the main process sends it to them", blind, file_path)
-        return comm.broadcast(self._read(path) if comm.is_main_process() else None)
+        return self._read_for_all_ranks(path)
+
+    def _read_for_all_ranks(self, path: str) -> dict[str, Any]:
+        """The main process reads; an error of its is raised by all, as none may be left waiting for the file."""
+        checkpoint, problem = None, None
+        if comm.is_main_process():
+            try:
+                checkpoint = self._read(path)
+            except Exception as error:
+                problem = error
+        checkpoint, problem = comm.broadcast((checkpoint, problem))
+        if problem is not None:
+            raise problem
+        return checkpoint
 
     def _load_file(self, f: str) -> dict[str, Any]:
         return read_checkpoint(f)

@@ -302,7 +302,8 @@ def _tensor_with_dtype(reader: PickleReader, *arguments: Any) -> Record:
         raise TypeError("a tensor without a type")
     if arguments[6] in QUANTIZED_DTYPES or (len(arguments) > 7 and arguments[7]):
         return RefusedTensor("quantized, conjugated or negated")
-    return TensorRecord(*arguments[:4], dtype=arguments[6])
+    storage, offset, shape, strides = arguments[:4]
+    return TensorRecord(storage, offset, shape, strides, arguments[6])
 
 
 def _refused(kind: str) -> Callable[..., Record]:

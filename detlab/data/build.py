@@ -19,6 +19,7 @@ from detlab.data.batches import GlobalBatches, OwnBatches
 from detlab.data.catalog import DatasetCatalog, DatasetDicts, MetadataCatalog
 from detlab.data.common import DatasetFromList, MapDataset, MappedIterable, ToIterableDataset
 from detlab.data.dataset_mapper import DatasetMapper
+from detlab.data.datasets.standard_format import check_standard_format
 from detlab.data.detection_utils import check_metadata_consistency
 from detlab.data.iterable_loader import IterableLoader
 from detlab.data.loader import TrainingLoader
@@ -112,7 +113,8 @@ def get_detection_dataset_dicts(
     Raises:
         KeyError: a name is not registered.
         TypeError: a dataset is neither a list of dictionaries nor a ``Dataset``, or some are this and some that.
-        ValueError: no names, an empty dataset, classes that differ, or no image is left; the message counts.
+        ValueError: no names, an empty dataset or one that is not in the standard format, classes that differ, or no
+            image is left; the message counts.
     """
     names = [names] if isinstance(names, str) else list(names)
     if not names:
@@ -158,19 +160,14 @@ def _joined(names: list[str], datasets: list[Any]) -> Dataset:
 
 
 def _check_dicts(name: str, dicts: Any) -> None:
-    """Makes sure that what a registered function gave is a list of dictionaries."""
+    """Makes sure that what a registered function gave is a list of dictionaries in the standard format."""
     if isinstance(dicts, (str, dict)) or not isinstance(dicts, Sequence):
         raise TypeError(
             f"the function registered for dataset {name!r} gave a {type(dicts).__name__}; it should give a list with "
             "one dictionary for each image, or a torch.utils.data.Dataset"
         )
     _check_not_empty(name, dicts)
-    wrong = next((number for number, entry in enumerate(dicts) if not isinstance(entry, dict)), None)
-    if wrong is not None:
-        raise TypeError(
-            f"entry {wrong} of dataset {name!r} is the {type(dicts[wrong]).__name__} {str(dicts[wrong])[:60]!r}; each "
-            "should be a dictionary with file_name, image_id, height, width and annotations"
-        )
+    check_standard_format(dicts if isinstance(dicts, (list, tuple)) else list(dicts), name)
 
 
 def _check_not_empty(name: str, dataset: Any) -> None:

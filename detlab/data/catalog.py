@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from detlab.utils.registry import ReadableKeyError
+
 __all__ = ["DatasetCatalog", "DatasetDicts", "Metadata", "MetadataCatalog"]
 
 DatasetDicts = list[dict[str, Any]]
@@ -86,11 +88,8 @@ class _DatasetCatalog(UserDict):
     __str__ = __repr__
 
 
-class UnknownDatasetError(KeyError):
-    """A dataset name that nobody registered; reads as its message, where ``KeyError`` would quote it."""
-
-    def __str__(self) -> str:
-        return str(self.args[0])
+class UnknownDatasetError(ReadableKeyError):
+    """A dataset name that nobody registered."""
 
 
 def _explain_absence(name: str, known: Iterable[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,7 @@ def _read_proposals(proposal_file: str) -> dict[str, Any]:
             content = load_arrays(stream)
         except UnsafePickleError as error:
             raise ValueError(f"{proposal_file} is refused: {error}; it should hold arrays and numbers only") from None
-        except Exception as error:
+        except pickle.UnpicklingError as error:
             raise ValueError(f"{proposal_file} is damaged or no pickle of proposals: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(

@@ -26,7 +26,9 @@ from detlab.engine.hooks import (
     TorchMemoryStats,
     TorchProfiler,
 )
+from detlab.engine.interruption import StoppedBySignal
 from detlab.engine.launch import DEFAULT_TIMEOUT, launch
+from detlab.engine.run_lock import OutputDirInUseError
 from detlab.engine.train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
 
 __all__ = [
@@ -43,10 +45,12 @@ __all__ = [
     "HookBase",
     "IterationTimer",
     "LRScheduler",
+    "OutputDirInUseError",
     "PeriodicCheckpointer",
     "PeriodicWriter",
     "PreciseBN",
     "SimpleTrainer",
+    "StoppedBySignal",
     "TorchMemoryStats",
     "TorchProfiler",
     "TrainerBase",

@@ -69,8 +69,8 @@ class Signals:
     """While its ``with`` block runs, SIGTERM and SIGINT call a function instead of ending the process.
 
     Signals that the program handles itself are left alone, and so are all outside of the main thread, where Python
-    runs no handlers. Processes forked inside the block, as data workers are, do end by SIGTERM, and leave Ctrl-C, which
-    a terminal sends to them too, to their parent.
+    runs no handlers. Processes forked inside the block, as data workers are, end by their parent's SIGTERM only: a
+    terminal, ``torchrun`` and schedulers signal them too, while their parent still needs them.
 
     Args:
         on_request: called with the number of the signal and whether it is a second request, one that comes at least
@@ -105,9 +105,21 @@ class Signals:
             self._on_request(number, True)
 
     def leave_to_parent(self) -> None:
-        """Handle the signals as a process should that is not the main one."""
+        """In a forked process: what other processes ask for, the parent will see to."""
         for number in self._taken:
             signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
+        if signal.SIGTERM in self._taken and hasattr(signal, "sigwaitinfo"):
+            # Handlers are not told who has sent a signal.
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+            threading.Thread(target=_end_by_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_by_parent(parent: int) -> None:
+    """Wait for SIGTERM from the parent, or from anybody once that is gone, and end by it."""
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent == os.getppid():
+        pass
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 _open: list[Signals] = []

@@ -33,7 +33,7 @@ _VARIABLES_OF_TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MA
 
 # For the processes of a run: to finish a step and save when they are asked to stop; and to end when one has failed.
 _SECONDS_TO_STOP = 120.0
-_SECONDS_TO_FAIL = 5.0
+_SECONDS_TO_FAIL = 2.0
 
 
 class _Place(NamedTuple):
@@ -205,12 +205,14 @@ def _start_and_wait(num_processes: int, args: tuple[Any, ...]) -> None:
             children.start(num_processes, args)
             while not children.join():
                 pass
-    except mp.ProcessExitedException as error:
-        if children.signal_number == 0:
-            if error.exit_code != 128 + signal.SIGTERM:
-                raise
-            # It came to one of them, and they have agreed.
-            children.signal_number = signal.SIGTERM
+    except (mp.ProcessExitedException, mp.ProcessRaisedException) as error:
+        if getattr(error, "exit_code", None) == 128 + signal.SIGTERM:
+            # It came to this process and was passed on, or to one of them, and they have agreed.
+            children.signal_number = children.signal_number or signal.SIGTERM
+        elif children.signal_number:
+            logger.warning(f"when it was stopped: {str(error).strip().splitlines()[-1]}")
+        else:
+            raise
     finally:
         children.end()
     if children.signal_number:
@@ -302,7 +304,7 @@ def _end_with_parent() -> None:
         time.sleep(1)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(_SECONDS_TO_STOP)
-    os.kill(os.getpid(), signal.SIGKILL)
+    os._exit(128 + signal.SIGTERM)
 
 
 def _share_cores(num_processes: int) -> None:

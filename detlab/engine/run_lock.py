@@ -125,10 +125,13 @@ def user_of_output_dir(output_dir: str) -> str:
 
 
 def _lock(folder: str) -> None:
-    if folder in _held:
-        return
-    os.makedirs(folder, exist_ok=True)
     path = os.path.join(folder, FILE_NAME)
+    if folder in _held:
+        if os.path.exists(path):
+            return
+        # The directory was deleted; it is taken anew.
+        unlock_output_dir(folder)
+    os.makedirs(folder, exist_ok=True)
     file, has_lock = _open_and_try_to_lock(path)
     try:
         user = _other_user(file, has_lock)

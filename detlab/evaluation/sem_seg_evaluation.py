@@ -70,7 +70,7 @@ class SemSegEvaluator(DatasetEvaluator):
         self._to_dataset = {
             index: dataset_id for dataset_id, index in (metadata.get("stuff_dataset_id_to_contiguous_id") or {}).items()
         }
-        self._label_files: dict[str, str] | None = None
+        self._label_files: dict[str, str | None] | None = None
         self.reset()
 
     def reset(self) -> None:
@@ -82,7 +82,8 @@ class SemSegEvaluator(DatasetEvaluator):
         """Count the pixels of a batch.
 
         Raises:
-            ValueError: a label outside the classes, or a label map of another size than the prediction.
+            ValueError: a label outside the classes, a label map of another size than the prediction, or an image
+                without one.
         """
         for dataset_dict, output in zip(inputs, outputs):
             predicted = output["sem_seg"].argmax(dim=0).to("cpu").numpy()
@@ -94,8 +95,14 @@ class SemSegEvaluator(DatasetEvaluator):
     def _label_file_of(self, file_name: str) -> str:
         if self._label_files is None:
             dicts = DatasetCatalog.get(self._dataset_name)
-            self._label_files = {entry["file_name"]: entry["sem_seg_file_name"] for entry in dicts}
-        return self._label_files[file_name]
+            self._label_files = {entry["file_name"]: entry.get("sem_seg_file_name") for entry in dicts}
+        label_file = self._label_files.get(file_name)
+        if label_file is None:
+            raise ValueError(
+                f"dataset {self._dataset_name!r} has no 'sem_seg_file_name' for image {file_name!r}; was the evaluator "
+                "made for another dataset than the loader?"
+            )
+        return label_file
 
     def _count(self, predicted: np.ndarray, labels: np.ndarray, label_file: str) -> np.ndarray:
         """(K + 1, K + 1) pixels by predicted and true class."""

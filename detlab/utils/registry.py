@@ -8,7 +8,14 @@ from typing import Any
 
 from fvcore.common.registry import Registry as _FvcoreRegistry
 
-__all__ = ["Registry", "locate", "qualified_name"]
+__all__ = ["ReadableKeyError", "Registry", "locate", "qualified_name"]
+
+
+class ReadableKeyError(KeyError):
+    """A ``KeyError`` that reads as its message, where the plain one would quote it."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class Registry(_FvcoreRegistry):
@@ -52,7 +59,7 @@ class Registry(_FvcoreRegistry):
             KeyError: nothing has this name; the message lists the nearest and all known names.
         """
         if name not in self._obj_map:
-            raise KeyError(self._explain_absence(name))
+            raise ReadableKeyError(self._explain_absence(name))
         return self._obj_map[name]
 
     def _explain_absence(self, name: str) -> str:

@@ -408,6 +408,13 @@ def _load_on_rank(rank, port, folder):
         checkpointer.load(f"{folder}/nowhere.pth")
     except FileNotFoundError:
         open(f"{folder}/{rank}.refused", "w").close()
+    if rank == 0:
+        with open(f"{own_folder}/damaged.pth", "w") as file:
+            file.write("nonsense")
+    try:
+        checkpointer.load(f"{own_folder}/damaged.pth")
+    except ValueError:
+        open(f"{folder}/{rank}.damaged", "w").close()
     dist.destroy_process_group()
 
 
@@ -418,4 +425,4 @@ def test_ranks_that_cannot_see_the_file_get_it_from_the_main_process(tmp_path):
     torch.multiprocessing.spawn(_load_on_rank, args=(port, str(tmp_path)), nprocs=2)
     assert os.listdir(tmp_path / "1") == []
     assert [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)] == ["{} 1", "{} 1"]
-    assert all((tmp_path / f"{rank}.refused").exists() for rank in range(2))
+    assert all((tmp_path / f"{rank}.{error}").exists() for rank in range(2) for error in ("refused", "damaged"))

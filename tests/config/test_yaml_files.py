@@ -4,6 +4,8 @@ import pytest
 import yaml
 
 from detlab.config.yaml_files import load_yaml, read_yaml
+from tests.config.fuzz_target import TARGET
+from tests.fuzz import fuzz
 from tests.limits import MEBIBYTE, run_limited
 
 
@@ -36,6 +38,11 @@ def test_a_key_given_twice_is_a_warning_with_its_line_and_the_last_counts(caplog
     assert load_yaml("A: {x: 1}\nB: 2\nA:\n  y: 3\n  y: 4\n", "some.yaml") == {"A": {"y": 4}, "B": 2}
     assert "some.yaml line 3 repeats the key 'A'; the last one counts" in caplog.text
     assert "some.yaml line 5 repeats the key 'y'" in caplog.text
+
+
+def test_of_many_repeated_keys_a_few_are_named(caplog):
+    load_yaml("A: 1\n" * 1000, "a.yaml")
+    assert len(caplog.records) == 6 and "repeats 994 keys more" in caplog.text
 
 
 def test_what_a_merge_key_brings_is_no_repetition(caplog):
@@ -115,3 +122,9 @@ def test_what_is_no_plain_data_is_refused_by_name(tmp_path, content, words):
 def test_a_folder_is_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match="it is a folder"):
         read_yaml(str(tmp_path))
+
+
+def test_damaged_configs_end_in_a_documented_refusal(tmp_path):
+    outcomes, complaints = fuzz(TARGET, tmp_path, seed=5, cases=150)
+    assert not complaints, complaints[0]
+    assert {"ValueError", "UnknownKeyError"} <= set(outcomes)

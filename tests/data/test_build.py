@@ -316,14 +316,14 @@ def test_a_test_set_without_a_proposal_file_is_named(register):
         ("a.json", "'test_build_odd' gave a str; it should give a list"),
         ({"images": []}, "gave a dict"),
         (None, "gave a NoneType"),
-        ([image(0, []), "1.jpg"], r"entry 1 of dataset 'test_build_odd' is the str '1\.jpg'"),
-        ([None], "entry 0 of dataset 'test_build_odd' is the NoneType"),
+        ([image(0, []), "1.jpg"], r"image number 1 of dataset 'test_build_odd' .* but is '1\.jpg'"),
+        ([None], "image number 0 of dataset 'test_build_odd' .* but is None"),
     ],
 )
 def test_what_is_no_list_of_dictionaries_is_refused_by_name(given, message):
     DatasetCatalog.register("test_build_odd", lambda: given)
     try:
-        with pytest.raises(TypeError, match=message):
+        with pytest.raises((TypeError, ValueError), match=message):
             get_detection_dataset_dicts("test_build_odd")
     finally:
         DatasetCatalog.remove("test_build_odd")
@@ -407,3 +407,14 @@ def test_real_images_give_the_same_batches_for_any_number_of_workers(shared_dir,
     for one, other in zip(batch, expected):
         assert one["image_id"] == other["image_id"] and torch.equal(one["image"], other["image"])
         assert torch.equal(one["instances"].gt_boxes.tensor, other["instances"].gt_boxes.tensor)
+
+
+def test_a_dataset_that_is_not_in_the_standard_format_is_refused_by_name():
+    DatasetCatalog.register("test_no_format", lambda: [{"file_name": "a.jpg", "annotations": [{"bbox": [1, 2, 3, 4]}]}])
+    try:
+        with pytest.raises(
+            ValueError, match=r"annotation number 0 in image 'a\.jpg' of dataset 'test_no_format' has no"
+        ):
+            get_detection_dataset_dicts("test_no_format")
+    finally:
+        DatasetCatalog.remove("test_no_format")

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -11,9 +12,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from detlab.engine import run_lock
 from detlab.engine.defaults import create_ddp_model
-from detlab.engine.hooks import PreciseBN
-from detlab.engine.train_loop import SimpleTrainer
+from detlab.engine.hooks import CallbackHook, PreciseBN
+from detlab.engine.interruption import StoppedBySignal
+from detlab.engine.train_loop import SimpleTrainer, TrainerBase
 from detlab.utils import comm
 from detlab.utils.events import EventStorage
 from tests.engine.toys import Poisoned, ToyLoader, ToyModel, toy_trainer, weights
@@ -100,6 +103,51 @@ def write_metrics_of_different_models(folder):
         Path(folder, "metrics.json").write_text(json.dumps(values))
 
 
+class StepsWithoutLosses(TrainerBase):
+    """Nothing of a step is exchanged between the ranks."""
+
+    def run_step(self):
+        pass
+
+
+def stop_when_one_is_told(folder):
+    """A signal comes to rank 1 only; where both ranks stop is written down, for several kinds of trainers."""
+    trainers = [toy_trainer(), toy_trainer(gather_metric_period=5), toy_trainer(async_write_metrics=True)]
+    stops = []
+    for trainer in [*trainers, StepsWithoutLosses()]:
+
+        def tell(trainer):
+            if comm.get_rank() == 1 and trainer.iter == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        trainer.register_hooks([CallbackHook(before_step=tell)])
+        try:
+            trainer.train(0, 1000)
+        except StoppedBySignal as stopped:
+            stops.append((trainer.iter, stopped.code, stopped.on_all_ranks))
+    Path(folder, f"{comm.get_rank()}_stops.json").write_text(json.dumps(stops))
+
+
+def meet_in_a_directory_in_use(folder):
+    """Only rank 0 looks at the directory."""
+    in_use = Path(folder, "in_use")
+    if comm.is_main_process():
+        in_use.mkdir()
+        (in_use / run_lock.FILE_NAME).write_text(json.dumps({"machine": "another", "pid": 7, "host": "elsewhere"}))
+    try:
+        run_lock.lock_output_dir(str(in_use))
+    except run_lock.OutputDirInUseError as error:
+        Path(folder, f"{comm.get_rank()}_refused.txt").write_text(str(error))
+
+
+def be_busy(folder):
+    """Trains until it is stopped; says so in a file when it is at it, and whether it saw the end."""
+    trainer = toy_trainer()
+    mark = Path(folder, f"{comm.get_rank()}_{os.getpid()}")
+    trainer.register_hooks([CallbackHook(after_step=lambda _: mark.touch() if trainer.iter == 3 else time.sleep(0.01))])
+    trainer.train(0, 10**9)
+
+
 def load_tool(name):
     """A file of tools/ as a module."""
     path = Path(__file__).resolve().parents[2] / "tools" / f"{name}.py"
@@ -127,3 +175,5 @@ def run_all(folder):
     write_metrics_of_different_models(folder)
     gather_statistics(folder)
     train_ddp(folder, 10)
+    stop_when_one_is_told(folder)
+    meet_in_a_directory_in_use(folder)

@@ -1,7 +1,12 @@
 """Starting processes, joining those of torchrun, and what goes wrong in between."""
 
+import contextlib
 import json
+import os
+import signal
 import socket
+import subprocess
+import sys
 import time
 
 import pytest
@@ -11,11 +16,17 @@ import torch.distributed as dist
 from detlab.engine.launch import launch
 from tests.engine import distributed_mains as mains
 
+# What torchrun sets for the first of two processes.
+TORCHRUN = {
+    "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
+    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500",
+}  # fmt: skip
+
 
 @pytest.fixture(autouse=True)
 def _few_threads(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+    for name in TORCHRUN:
         monkeypatch.delenv(name, raising=False)
 
 
@@ -81,19 +92,157 @@ def test_precise_statistics_are_those_of_all_ranks(two_processes):
         torch.testing.assert_close(part["var"], pixels.var(1))
 
 
-def test_under_torchrun_this_process_joins(tmp_path, monkeypatch):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    variables = {
-        "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-    }  # fmt: skip
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    assert launch(mains.say_rank, 4, args=(str(tmp_path),), device="cpu") == "done"
+def test_all_ranks_stop_after_the_same_step_when_a_signal_comes_to_one(two_processes):
+    first, second = (json.loads((two_processes / f"{rank}_stops.json").read_text()) for rank in range(2))
+    assert first == second
+    iterations = [iteration for iteration, _, _ in first]
+    # In the step that it came in; in that whose end exchanges losses; in a later one where nothing is exchanged.
+    assert iterations == [3, 4, 3, 20]
+    assert {(code, on_all_ranks) for _, code, on_all_ranks in first} == {(143, True)}
+
+
+def test_all_ranks_hear_that_a_directory_is_in_use(two_processes):
+    for rank in range(2):
+        assert "in use by process 7 on host elsewhere" in (two_processes / f"{rank}_refused.txt").read_text()
+
+
+# ------------------------------------------------------------------------------------------------- stopping a run
+
+BUSY = """
+import sys
+from detlab.engine.launch import launch
+from tests.engine import distributed_mains
+if __name__ == "__main__":
+    launch(distributed_mains.be_busy, 2, args=(sys.argv[1],), device="cpu")
+"""
+
+
+@pytest.fixture
+def busy_run(tmp_path, project_root):
+    """A program that trains in two processes, of a process group of its own; and the processes."""
+    script = tmp_path / "busy.py"
+    script.write_text(BUSY)
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    with subprocess.Popen(
+        [sys.executable, str(script), str(marks)],
+        env={**os.environ, "PYTHONPATH": str(project_root)},
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as program:
+        try:
+            while len(list(marks.iterdir())) < 2 and program.poll() is None:
+                time.sleep(0.05)
+            yield program, [int(mark.name.split("_")[1]) for mark in marks.iterdir()]
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(program.pid, signal.SIGKILL)
+
+
+def is_running(pid):
+    """Also false of one that has ended and waits for its parent to notice."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks into /proc")
+@pytest.mark.parametrize(
+    ("send", "number", "status"),
+    [(os.kill, signal.SIGTERM, 143), (os.killpg, signal.SIGINT, 130)],
+    ids=["SIGTERM to the parent", "SIGINT to all, as a terminal does"],
+)
+def test_a_signal_to_the_parent_stops_the_processes_and_is_its_status(busy_run, send, number, status):
+    program, processes = busy_run
+    send(program.pid, number)
+    said = program.communicate(timeout=100)[1]
+    assert program.returncode == status
+    assert len(processes) == 2
+    assert not any(is_running(pid) for pid in processes)
+    assert "Traceback" not in said
+    assert said.count("stopping after this step") == 1
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks into /proc")
+def test_processes_end_with_a_parent_that_is_killed(busy_run):
+    program, processes = busy_run
+    program.kill()
+    program.wait()
+    deadline = time.monotonic() + 60
+    while any(is_running(pid) for pid in processes) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert len(processes) == 2
+    assert not any(is_running(pid) for pid in processes)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks into /proc")
+def test_a_signal_to_one_process_stops_all(busy_run):
+    program, processes = busy_run
+    os.kill(processes[0], signal.SIGTERM)
+    program.communicate(timeout=100)
+    assert program.returncode == 143
+    assert not any(is_running(pid) for pid in processes)
+
+
+# -------------------------------------------------------------------------------------------------------- torchrun
+
+
+@pytest.fixture
+def torchrun(monkeypatch):
+    """Sets what torchrun sets, with changes; None takes a variable away."""
+
+    def set_variables(**changes):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        for name, value in {**TORCHRUN, "MASTER_PORT": port, **changes}.items():
+            if value is not None:
+                monkeypatch.setenv(name, value)
+
+    return set_variables
+
+
+@pytest.mark.parametrize("local_world_size", ["1", None])
+def test_under_torchrun_this_process_joins(tmp_path, torchrun, caplog, local_world_size):
+    torchrun(WORLD_SIZE="1", LOCAL_WORLD_SIZE=local_world_size)
+    assert launch(mains.say_rank, 1, args=(str(tmp_path),), device="cpu") == "done"
     assert (tmp_path / "0_of_1").read_text() == "0"
     assert not dist.is_initialized()
+    assert caplog.text == ""
+
+
+def test_under_torchrun_another_number_of_processes_is_said_not_to_count(tmp_path, torchrun, caplog):
+    torchrun(WORLD_SIZE="1", LOCAL_WORLD_SIZE="1")
+    assert launch(mains.say_rank, 4, args=(str(tmp_path),), device="cpu") == "done"
+    assert "--num-gpus 4 does not count: torchrun has started 1" in caplog.text
+
+
+@pytest.mark.parametrize("missing", [["LOCAL_RANK"], ["MASTER_ADDR", "MASTER_PORT"], ["RANK", "WORLD_SIZE"]])
+def test_left_overs_of_another_program_do_not_count_and_are_named(torchrun, caplog, missing):
+    """With RANK and WORLD_SIZE alone, a process would wait for others that nobody starts."""
+    torchrun(**dict.fromkeys(missing))
+    assert launch(dist.is_initialized, 1, device="cpu") is False
+    (message,) = caplog.messages
+    before, after = message.split("because")
+    assert all(name in after for name in missing)
+    assert all(name in before for name in {"RANK", "LOCAL_RANK", "WORLD_SIZE"} - set(missing))
+    assert "--num-gpus 1" in message
+
+
+def test_an_address_alone_is_no_run(monkeypatch, caplog):
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    assert launch(dist.is_initialized, 1, device="cpu") is False
+    assert caplog.text == ""
+
+
+def test_a_rank_that_is_no_number_is_refused_by_name(torchrun):
+    torchrun(LOCAL_RANK="first")
+    with pytest.raises(ValueError, match="LOCAL_RANK should be a number, it is 'first'"):
+        launch(print, 1, device="cpu")
 
 
 @pytest.mark.parametrize(

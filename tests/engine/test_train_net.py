@@ -215,6 +215,25 @@ def test_the_plain_loop_ends_with_the_same_weights_and_resumes(command, run_tool
     assert_same(saved_weights(tmp_path / "hooks"), saved_weights(tmp_path / "plain"))
 
 
+def test_the_plain_loop_stops_by_a_signal_and_resumes(command, run_tool, tmp_path, monkeypatch):
+    options = ["DATASETS.TEST", "()"]
+    run_tool(command("whole", options=options), tool="plain_train_net")
+    stopped = load_tool("plain_train_net")
+    seed_step = stopped.seed_step
+
+    def seed_and_signal(seed, iteration):
+        seed_step(seed, iteration)
+        if iteration == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(stopped, "seed_step", seed_and_signal)
+    with pytest.raises(SystemExit, match="143"):
+        stopped.main(default_argument_parser().parse_args(command("stopped", options=options)))
+    assert (tmp_path / "stopped" / "last_checkpoint").read_text() == "model_0000002.pth"
+    run_tool(command("stopped", "--resume", options=[*options, "SEED", "55"]), tool="plain_train_net")
+    assert_same(saved_weights(tmp_path / "whole"), saved_weights(tmp_path / "stopped"))
+
+
 def test_python_configs_train_resume_and_are_evaluated(command, run_tool, project_root, tmp_path):
     config = str(project_root / "tests" / "engine" / "lazy_tiny.py")
 

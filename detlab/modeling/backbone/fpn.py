@@ -31,7 +31,7 @@ def _exponents_of_strides(strides: list[int]) -> list[int]:
     return exponents
 
 
-def _select_bottom_up(bottom_up: Backbone, in_features) -> dict[str, ShapeSpec]:
+def _select_bottom_up(bottom_up: Backbone, in_features) -> dict:
     return select_features(bottom_up.output_shape(), in_features, "MODEL.FPN.IN_FEATURES", "the bottom-up backbone")
 
 

@@ -149,6 +149,12 @@ def test_a_range_has_both_its_ends_and_a_choice_only_its_members(image):
     assert chosen == {30, 33}
 
 
+@pytest.mark.parametrize(("lengths", "longest"), [((), 100), ((-5,), 100), ((30, -1), 100), (30, 0), (30, -4)])
+def test_lengths_that_no_image_can_have_are_refused_before_there_is_one(lengths, longest):
+    with pytest.raises(ValueError, match=r"INPUT\.MIN_SIZE.*INPUT\.MAX_SIZE.*got"):
+        T.ResizeShortestEdge(lengths, longest, "choice")
+
+
 def test_a_shortest_edge_of_zero_changes_nothing(image):
     assert isinstance(T.ResizeShortestEdge(0).get_transform(image), T.NoOpTransform)
 

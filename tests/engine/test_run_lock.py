@@ -1,0 +1,223 @@
+"""One training at a time in an output directory: who is refused, and what ends a lock."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+
+import portalocker
+import pytest
+
+from detlab.config.config import get_cfg
+from detlab.engine import run_lock
+from detlab.engine.defaults import default_setup
+from detlab.engine.run_lock import (
+    OutputDirInUseError,
+    hold_output_dir,
+    lock_output_dir,
+    unlock_output_dir,
+    user_of_output_dir,
+)
+from detlab.engine.train_loop import HookBase
+from tests.engine.test_defaults import ToyTrainer, toy_cfg
+
+HOLD = """
+import os, sys, time
+from detlab.engine.run_lock import lock_output_dir
+lock_output_dir(sys.argv[1])
+if "fork" in sys.argv and os.fork() == 0:
+    print(os.getpid(), flush=True)
+    time.sleep(100)
+print("holds", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """``holder(*arguments)`` starts another process that holds the folder; all are gone afterwards."""
+    started = []
+
+    def start(*arguments):
+        process = subprocess.Popen(
+            [sys.executable, "-c", HOLD, str(tmp_path), *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture(autouse=True)
+def _unlocked(tmp_path):
+    yield
+    unlock_output_dir(str(tmp_path))
+
+
+def note_of(folder, seconds_ago=0.0, **changes):
+    """Writes what a holder leaves that no lock protects."""
+    file = folder / run_lock.FILE_NAME
+    note = {"host": "elsewhere", "machine": "another", "pid": 7, "started": "2026-01-31 12:00:00", "command": "train"}
+    file.write_text(json.dumps({**note, **changes}), encoding="utf-8")
+    os.utime(file, (time.time() - seconds_ago,) * 2)
+
+
+def test_a_second_process_is_refused_and_told_who_and_where(tmp_path, holder):
+    process = holder()
+    assert process.stdout.readline() == "holds\n"
+    (tmp_path / ".model.pth.host.1.00.partial").touch()
+    with pytest.raises(OutputDirInUseError) as caught:
+        lock_output_dir(str(tmp_path))
+    for part in (str(tmp_path), f"process {process.pid} on host", "since 20", "OUTPUT_DIR", run_lock.FILE_NAME):
+        assert part in str(caught.value)
+    assert f"process {process.pid}" in user_of_output_dir(str(tmp_path))
+
+
+def test_a_lock_goes_with_its_process_and_leaves_no_file(tmp_path, holder):
+    process = holder()
+    process.stdout.readline()
+    process.communicate("")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_lock_of_a_killed_process_is_taken_over_with_what_it_left(tmp_path, holder, caplog):
+    process = holder()
+    process.stdout.readline()
+    process.kill()
+    process.wait()
+    host = os.uname().nodename.replace(".", "-")
+    partials = [tmp_path / f".{name}.{host}.{process.pid}.00ff.partial" for name in ("model_0000003.pth", "a.json")]
+    others = [tmp_path / f".a.json.{host}.{os.getpid()}.00.partial", tmp_path / ".a.json.other.1.00.partial"]
+    for path in (*partials, *others):
+        path.touch()
+    lock_output_dir(str(tmp_path))
+    assert "was killed" in caplog.text
+    assert sorted(tmp_path.iterdir()) == sorted([*others, tmp_path / run_lock.FILE_NAME])
+
+
+def test_a_forked_process_does_not_keep_the_lock_of_a_killed_one(tmp_path, holder):
+    """Data workers live on for a few seconds."""
+    process = holder("fork")
+    lines = {process.stdout.readline(), process.stdout.readline()}
+    (worker,) = (int(line) for line in lines - {"holds\n"})
+    process.kill()
+    process.wait()
+    try:
+        lock_output_dir(str(tmp_path))
+    finally:
+        os.kill(worker, 9)
+
+
+def test_one_process_may_take_a_directory_again_and_give_it_back(tmp_path):
+    lock_output_dir(str(tmp_path))
+    with hold_output_dir(str(tmp_path)):
+        assert user_of_output_dir(str(tmp_path)) == ""
+    assert list(tmp_path.iterdir()) == []
+    unlock_output_dir(str(tmp_path))
+
+
+def test_a_directory_that_was_deleted_is_taken_anew(tmp_path):
+    folder = tmp_path / "a"
+    lock_output_dir(str(folder))
+    for path in folder.iterdir():
+        path.unlink()
+    lock_output_dir(str(folder))
+    assert (folder / run_lock.FILE_NAME).exists()
+    unlock_output_dir(str(folder))
+
+
+@pytest.mark.parametrize("output_dir", ["", "s3://bucket/run"])
+def test_what_is_no_local_directory_is_not_locked(output_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with hold_output_dir(output_dir):
+        assert list(tmp_path.rglob("*")) == []
+
+
+def test_another_machine_is_believed_while_it_gives_signs_of_life(tmp_path, caplog):
+    note_of(tmp_path)
+    with pytest.raises(OutputDirInUseError, match=r"process 7 on host elsewhere since 2026-01-31 12:00:00 \(train\)"):
+        lock_output_dir(str(tmp_path))
+    # Asking is no sign of life.
+    note_of(tmp_path, run_lock.SECONDS_OF_SILENCE - 60)
+    assert user_of_output_dir(str(tmp_path))
+    note_of(tmp_path, run_lock.SECONDS_OF_SILENCE + 60)
+    assert user_of_output_dir(str(tmp_path)) == ""
+    lock_output_dir(str(tmp_path))
+    note = json.loads((tmp_path / run_lock.FILE_NAME).read_text(encoding="utf-8"))
+    assert note["pid"] == os.getpid()
+
+
+def test_a_holder_gives_signs_of_life(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_lock, "SECONDS_BETWEEN_SIGNS", 0.01)
+    lock_output_dir(str(tmp_path))
+    file = tmp_path / run_lock.FILE_NAME
+    os.utime(file, (0, 0))
+    deadline = time.monotonic() + 30
+    while file.stat().st_mtime < 1000 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert file.stat().st_mtime > 1000
+
+
+def test_where_the_disk_has_no_locks_a_running_process_of_this_machine_is_found(tmp_path, monkeypatch):
+    def no_locks(*args):
+        raise portalocker.LockException("not supported")
+
+    monkeypatch.setattr(portalocker, "lock", no_locks)
+    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    note_of(tmp_path, machine=run_lock._machine(), pid=other.pid)
+    with pytest.raises(OutputDirInUseError, match=f"process {other.pid}"):
+        lock_output_dir(str(tmp_path))
+    other.communicate(b"\n")
+    lock_output_dir(str(tmp_path))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "null", '{"pid": "x"}', "\0" * 100])
+def test_a_damaged_note_is_no_obstacle(tmp_path, content):
+    (tmp_path / run_lock.FILE_NAME).write_text(content, encoding="utf-8")
+    os.utime(tmp_path / run_lock.FILE_NAME, (0, 0))
+    lock_output_dir(str(tmp_path))
+
+
+def test_a_trainer_holds_its_directory_while_it_trains_and_lets_go_after_an_exception(tmp_path):
+    held = []
+
+    class Look(HookBase):
+        def before_step(self):
+            held.append((tmp_path / run_lock.FILE_NAME).exists())
+            if len(held) == 3:
+                raise RuntimeError("stop")
+
+    trainer = ToyTrainer(toy_cfg(tmp_path))
+    trainer.register_hooks([Look()])
+    with pytest.raises(RuntimeError, match="stop"):
+        trainer.train()
+    assert held == [True, True, True]
+    assert not (tmp_path / run_lock.FILE_NAME).exists()
+
+
+def test_a_trainer_is_refused_before_it_changes_anything(tmp_path):
+    trainer = ToyTrainer(toy_cfg(tmp_path))
+    note_of(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(OutputDirInUseError):
+        trainer.train()
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_set_up_refuses_to_train_into_the_files_of_another_run_and_lets_an_evaluation_in(tmp_path, caplog):
+    cfg = get_cfg()
+    cfg.OUTPUT_DIR, cfg.MODEL.DEVICE = str(tmp_path), "cpu"
+    note_of(tmp_path)
+    with pytest.raises(OutputDirInUseError):
+        default_setup(cfg, argparse.Namespace(eval_only=False))
+    assert [path.name for path in tmp_path.iterdir()] == [run_lock.FILE_NAME]
+    default_setup(cfg, argparse.Namespace(eval_only=True))
+    assert "in use by process 7 on host elsewhere" in (tmp_path / "log.txt").read_text(encoding="utf-8")
