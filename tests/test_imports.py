@@ -42,3 +42,28 @@ for name in sys.argv[1:]:
     importlib.import_module(name)
 """
     assert run_python(code, *MODULES) == ""
+
+
+# What Windows does not have, as far as a run without distribution could come across it.
+OF_POSIX = ("statvfs", "fork", "getuid", "geteuid", "register_at_fork", "killpg", "setsid", "getpgid", "uname")
+
+
+def test_everything_is_imported_and_data_are_read_without_what_only_posix_has():
+    code = f"""
+import importlib, os, signal, sys
+import torch, torch.utils.data, numpy, iopath, fvcore.common, portalocker, cloudpickle, omegaconf, yacs
+for name in {OF_POSIX!r}:
+    if hasattr(os, name):
+        delattr(os, name)
+for name in ("SIGKILL", "SIGHUP", "SIGUSR1", "SIGALRM"):
+    delattr(signal, name)
+for name in ("fcntl", "resource", "pwd", "grp"):
+    sys.modules[name] = None
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+from detlab.data.build import build_detection_test_loader, build_detection_train_loader
+entries = [dict(n=n, width=4, height=3) for n in range(4)]
+assert len(next(iter(build_detection_train_loader(entries, mapper=None, total_batch_size=2, seed=0)))) == 2
+assert len(list(build_detection_test_loader(entries, mapper=None))) == 4
+"""
+    assert run_python(code, *MODULES) == ""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["align_and_update_state_dicts", "convert_basic_c2_names", "convert_c2_detectron_names"]
+__all__ = ["align_and_update_state_dicts", "convert_basic_c2_names", "convert_c2_detectron_names", "strip_prefix"]
 
 logger = logging.getLogger(__name__)
 
@@ -159,6 +159,20 @@ def align_and_update_state_dicts(
     used = set(found.values())
     logger.info("%d of the file's %d weights have a name that the model knows", len(used - {None}), len(weights))
     return {**{name: value for name, value in weights.items() if name not in used}, **aligned}
+
+
+def strip_prefix(weights: dict[str, Any], prefix: str) -> None:
+    """Takes a prefix off all names, in place, if all have it; also off those of torch's notes beside the weights."""
+    if not all(name.startswith(prefix) for name in weights):
+        return
+    for name in list(weights):
+        weights[name.removeprefix(prefix)] = weights.pop(name)
+    metadata = getattr(weights, "_metadata", None)
+    if metadata is not None:
+        # The notes of the wrapper itself, "", make room for those of what it wraps.
+        weights._metadata = {  # type: ignore[attr-defined]
+            name.removeprefix(prefix.rstrip(".")).lstrip("."): notes for name, notes in metadata.items() if name
+        }
 
 
 def _longest_known_end(name: str, known: Mapping[str, Any]) -> str | None:

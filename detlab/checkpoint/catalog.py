@@ -1,12 +1,16 @@
-"""Addresses of published weights by short names: ``catalog://ImageNetPretrained/MSRA/R-50``."""
+"""Published weights by short names: ``catalog://ImageNetPretrained/MSRA/R-50``, ``torchvision://resnet50``."""
 
 from __future__ import annotations
 
 import difflib
+import os
+import re
+from collections.abc import Iterable
+from http.client import HTTPException
 
-from detlab.utils.file_io import PathHandler, PathManager, RedirectHandler
+from detlab.utils.file_io import PathManager, RedirectHandler, address_of
 
-__all__ = ["ModelCatalog", "ModelCatalogHandler"]
+__all__ = ["ModelCatalog", "ModelCatalogHandler", "TorchvisionHandler", "fetch"]
 
 URL_PREFIX = "https://dl.fbaipublicfiles.com/detectron"
 IMAGENET_PREFIX = "ImageNetPretrained/"
@@ -66,9 +70,13 @@ class ModelCatalog:
         """
         known = _known_names()
         if name not in known:
-            near = difflib.get_close_matches(name, known, cutoff=0.4) or sorted(known)
-            raise ValueError(f"the catalog has no model {name!r}; the nearest are {', '.join(near)}")
+            raise ValueError(f"the catalog has no model {name!r}; the nearest are {_nearest(name, known)}")
         return known[name]
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    known = sorted(known)
+    return ", ".join(difflib.get_close_matches(name, known, cutoff=0.4) or known)
 
 
 def _known_names() -> dict[str, str]:
@@ -96,5 +104,62 @@ class ModelCatalogHandler(RedirectHandler):
         return ModelCatalog.get(path[len(self.PREFIX) :])
 
 
-_handler: PathHandler = ModelCatalogHandler()
-PathManager.register_handler(_handler, allow_override=True)
+class TorchvisionHandler(RedirectHandler):
+    """Opens ``torchvision://resnet50`` as the file of weights that torchvision publishes for the model.
+
+    A bare name means ``IMAGENET1K_V1``, the weights that it has always meant; ``torchvision://resnet50/IMAGENET1K_V2``
+    asks for others. The models are those whose names are converted here: ResNets, ResNeXts and Wide ResNets.
+    """
+
+    PREFIX = "torchvision://"
+    FIRST_WEIGHTS = "IMAGENET1K_V1"
+    CONVERTED_MODELS = re.compile(r"(wide_)?res(net|next)\d+(_\w+)?")
+
+    def __init__(self) -> None:
+        super().__init__(self.PREFIX, "")
+
+    def _resolve(self, path: str) -> str:
+        # It takes a second to import, which nobody should pay who does not ask for its weights.
+        import torchvision
+
+        name, _, asked_for = path[len(self.PREFIX) :].partition("/")
+        models = {m for m in torchvision.models.list_models(torchvision.models) if self.CONVERTED_MODELS.fullmatch(m)}
+        if name not in models:
+            raise ValueError(f"there is no model {path!r}; the nearest are {_nearest(name, models)}")
+        published = torchvision.models.get_model_weights(name).__members__
+        weights = asked_for or self.FIRST_WEIGHTS
+        if weights not in published:
+            raise ValueError(f"{path!r}: torchvision has the weights {', '.join(published)} of {name}")
+        return published[weights].url
+
+
+for _handler in (ModelCatalogHandler(), TorchvisionHandler()):
+    PathManager.register_handler(_handler, allow_override=True)
+
+
+def fetch(path: str) -> str:
+    """The local path of a file of weights, which is downloaded if it must be.
+
+    Args:
+        path: local, an address, or a short name with its prefix.
+
+    Raises:
+        FileNotFoundError: there is no such file, or it could not be fetched.
+        ValueError: the short name is unknown.
+    """
+    address = address_of(path)
+    try:
+        local_path = PathManager.get_local_path(path)
+    except (OSError, HTTPException) as error:
+        if "://" not in address:
+            raise
+        stands_for = f", which stands for {address}," if address != path else ""
+        raise FileNotFoundError(
+            f"{path}{stands_for} could not be fetched ({error}); download {address} by hand, where there is a "
+            "connection, and set MODEL.WEIGHTS to the path of the file"
+        ) from None
+    if os.path.isdir(local_path):
+        raise FileNotFoundError(f"{path!r} is a directory; set MODEL.WEIGHTS to one of the files in it")
+    if not os.path.isfile(local_path):
+        raise FileNotFoundError(f"checkpoint {path!r} does not exist; check MODEL.WEIGHTS or OUTPUT_DIR")
+    return local_path

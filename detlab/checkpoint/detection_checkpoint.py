@@ -11,18 +11,19 @@ from urllib.parse import parse_qs
 
 import numpy as np
 import torch
-from fvcore.common.checkpoint import Checkpointer, _IncompatibleKeys, _strip_prefix_if_present
+from fvcore.common.checkpoint import Checkpointer
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-# Registers catalog:// with the path manager.
-import detlab.checkpoint.catalog  # noqa: F401
-from detlab.checkpoint.c2_model_loading import align_and_update_state_dicts
+from detlab.checkpoint.c2_model_loading import align_and_update_state_dicts, strip_prefix
+from detlab.checkpoint.catalog import fetch
+from detlab.checkpoint.finite import check_finite
 from detlab.checkpoint.formats import find_unloadable, read_checkpoint
-from detlab.checkpoint.key_report import ShapeMismatch, describe_mismatches, describe_names
+from detlab.checkpoint.key_report import IncompatibleKeys, ShapeMismatch, describe_mismatches, describe_names
+from detlab.checkpoint.optimizer_state import check_optimizer_state
 from detlab.checkpoint.torchvision_names import are_torchvision_resnet_names, convert_torchvision_resnet_names
 from detlab.utils import comm
-from detlab.utils.file_io import PathManager, open_text, write_atomically
+from detlab.utils.file_io import PathManager, read_text, write_atomically
 
 __all__ = ["DetectionCheckpointer"]
 
@@ -40,10 +41,10 @@ class DetectionCheckpointer(Checkpointer):
     after that: a run killed at any moment leaves a checkpoint to go on from.
 
     Weights are read from ``.pth``, ``.safetensors`` and the ``.pkl`` files of the reference's and Caffe2's model zoos,
-    by path, address, ``detectron2://`` or ``catalog://``, without running anything that a file contains. Names that
-    differ from the model's are matched by their ends for files that ask for it, as the zoo's backbones do, for
-    ResNets of torchvision, for plain weights of which the model knows no name, and when ``?matching_heuristics=True``
-    follows the path.
+    by path, address, ``detectron2://``, ``catalog://`` or ``torchvision://``, without running anything that a file
+    contains. Names that differ from the model's are matched by their ends for files that ask for it, as the zoo's
+    backbones do, for ResNets of torchvision, for plain weights of which the model knows no name, and when
+    ``?matching_heuristics=True`` follows the path.
 
     Args:
         model: whose weights to save and load; a distributed wrapper is taken off.
@@ -122,8 +123,15 @@ class DetectionCheckpointer(Checkpointer):
             with write_atomically(path) as file:
                 torch.save(data, file)
         except (OSError, RuntimeError) as error:
-            # torch reports a full disk as a RuntimeError.
-            raise OSError(f"checkpoint {path!r} was not written ({error}); earlier checkpoints are whole") from error
+            # torch hides a full disk behind a RuntimeError about positions in the file.
+            cause = _first_os_error(error)
+            if cause is None:
+                raise
+            raise OSError(
+                cause.errno,
+                f"checkpoint {path!r} was not written ({cause.strerror or cause}); earlier checkpoints are whole. Make "
+                "room on the disk, or set OUTPUT_DIR to a larger one, and go on with --resume",
+            ) from error
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Records which file ``resume`` goes on from."""
@@ -147,14 +155,19 @@ class DetectionCheckpointer(Checkpointer):
         Raises:
             FileNotFoundError: there is no such file (for the main process).
             UnsafePickleError: reading the file could run code.
-            ValueError: the file is damaged, or names in it are ambiguous.
+            ValueError: the file is damaged, names in it are ambiguous, weights in it are not finite, or the state of
+                an object does not fit.
         """
         if not path:
             self.logger.info("No checkpoint given. Initializing model from scratch")
             return {}
         self.logger.info("Loading from %s ...", path)
         checkpoint = self._read_on_all_ranks(path) if self._is_distributed else self._read(path)
-        self._log_incompatible_keys(self._load_model(checkpoint))
+        try:
+            incompatible = self._load_model(checkpoint)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        self._log_incompatible_keys(incompatible)
         for key in self.checkpointables if checkpointables is None else checkpointables:
             if key in checkpoint:
                 self._load_object(key, checkpoint.pop(key), path)
@@ -178,8 +191,11 @@ class DetectionCheckpointer(Checkpointer):
 
     def _load_object(self, key: str, state: Any, path: str) -> None:
         self.logger.info("Loading %s from %s ...", key, path)
+        target = self.checkpointables[key]
+        if isinstance(target, torch.optim.Optimizer):
+            check_optimizer_state(target, state, path, model=self.model)
         try:
-            self.checkpointables[key].load_state_dict(state)
+            target.load_state_dict(state)
         except Exception as error:
             raise ValueError(
                 f"the state of {key!r} in {path} does not fit ({error}). If the model or its settings were changed on "
@@ -188,10 +204,7 @@ class DetectionCheckpointer(Checkpointer):
 
     def _read(self, path: str) -> dict[str, Any]:
         file_path, query = _split_query(path)
-        local_path = self.path_manager.get_local_path(file_path)
-        if not os.path.isfile(local_path):
-            raise FileNotFoundError(f"checkpoint {file_path!r} does not exist; check MODEL.WEIGHTS or OUTPUT_DIR")
-        checkpoint = self._load_file(local_path)
+        checkpoint = self._load_file(fetch(file_path))
         if query.get("matching_heuristics") == ["True"]:
             checkpoint["matching_heuristics"] = True
         return checkpoint
@@ -199,24 +212,39 @@ class DetectionCheckpointer(Checkpointer):
     def _read_on_all_ranks(self, path: str) -> dict[str, Any]:
         """Every rank reads the file itself, unless some cannot see it."""
         file_path = _split_query(path)[0]
-        sees_file = comm.all_gather(os.path.isfile(self.path_manager.get_local_path(file_path)))
-        if not sees_file[0]:
-            raise FileNotFoundError(f"checkpoint {file_path!r} does not exist for the main process")
-        if all(sees_file):
+        problems = comm.all_gather(_problem_of_fetching(file_path))
+        if problems[0]:
+            raise FileNotFoundError(f"{problems[0]} (as the main process sees it)")
+        blind = [rank for rank, problem in enumerate(problems) if problem]
+        if not blind:
             return self._read(path)
-        blind = [rank for rank, sees in enumerate(sees_file) if not sees]
         self.logger.warning("ranks %s cannot see %s; the main process sends it to them", blind, file_path)
-        return comm.broadcast(self._read(path) if comm.is_main_process() else None)
+        return self._read_for_all_ranks(path)
+
+    def _read_for_all_ranks(self, path: str) -> dict[str, Any]:
+        """The main process reads; an error of its is raised by all, as none may be left waiting for the file."""
+        checkpoint, problem = None, None
+        if comm.is_main_process():
+            try:
+                checkpoint = self._read(path)
+            except Exception as error:
+                problem = error
+        checkpoint, problem = comm.broadcast((checkpoint, problem))
+        if problem is not None:
+            raise problem
+        return checkpoint
 
     def _load_file(self, f: str) -> dict[str, Any]:
         return read_checkpoint(f)
 
-    def _load_model(self, checkpoint: dict[str, Any]) -> _IncompatibleKeys:
+    def _load_model(self, checkpoint: dict[str, Any]) -> IncompatibleKeys:
         """Brings the file's names to the model's, copies what fits, and says what does not."""
         weights = checkpoint["model"]
         self._convert_ndarray_to_tensor(weights)
-        _strip_prefix_if_present(weights, "module.")
-        checkpoint["model"] = self._rename(weights, checkpoint)
+        strip_prefix(weights, "module.")
+        weights = checkpoint["model"] = self._rename(weights, checkpoint)
+        model_state = self.model.state_dict()
+        check_finite({name: value for name, value in weights.items() if name in model_state}, model_state)
         return self._without_harmless(super()._load_model(checkpoint))
 
     def _rename(self, weights: dict[str, Any], checkpoint: Mapping[str, Any]) -> dict[str, Any]:
@@ -235,16 +263,15 @@ class DetectionCheckpointer(Checkpointer):
                 raise
             return weights
 
-    def _without_harmless(self, incompatible: _IncompatibleKeys) -> _IncompatibleKeys:
-        return _IncompatibleKeys(
+    def _without_harmless(self, incompatible: Any) -> IncompatibleKeys:
+        return IncompatibleKeys(
             missing_keys=[name for name in incompatible.missing_keys if not _is_constant(name)],
             unexpected_keys=[name for name in incompatible.unexpected_keys if IGNORED_IN_FILES not in name],
-            incorrect_shapes=incompatible.incorrect_shapes,
+            incorrect_shapes=[ShapeMismatch(*entry) for entry in incompatible.incorrect_shapes],
         )
 
-    def _log_incompatible_keys(self, incompatible: _IncompatibleKeys) -> None:
-        missing, unexpected, mismatched = incompatible
-        mismatches = [ShapeMismatch(*entry) for entry in mismatched]
+    def _log_incompatible_keys(self, incompatible: IncompatibleKeys) -> None:
+        missing, unexpected, mismatches = incompatible
         # These are missing too, but have been explained better.
         missing = sorted(set(missing) - {mismatch.name for mismatch in mismatches})
         missing = self._without_shared(missing)
@@ -266,10 +293,13 @@ class DetectionCheckpointer(Checkpointer):
 
     def _convert_ndarray_to_tensor(self, state_dict: dict[str, Any]) -> None:
         for name, value in state_dict.items():
-            if isinstance(value, np.ndarray | np.generic):
+            if not isinstance(name, str):
+                raise ValueError(f"a weight has the name {name!r}, a {type(name).__name__}; names are texts")
+            if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufc":
                 state_dict[name] = _to_tensor(np.asarray(value))
             elif not isinstance(value, torch.Tensor):
-                raise ValueError(f"{name!r} of the checkpoint is a {type(value).__name__}, not a tensor or array")
+                kind = f"array of {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
+                raise ValueError(f"{name!r} is no weight but a value of the type {kind}")
 
     def has_checkpoint(self) -> bool:
         """Whether ``save_dir`` holds a checkpoint to go on from."""
@@ -283,16 +313,41 @@ class DetectionCheckpointer(Checkpointer):
         """
         if not self.has_checkpoint():
             return ""
-        with open_text(os.path.join(self.save_dir, LAST_CHECKPOINT)) as file:
-            name = file.read().strip()
+        name = self._read_last_name()
         path = os.path.join(self.save_dir, name)
         if not name or not self.path_manager.isfile(path):
             others = sorted(os.path.basename(file) for file in self.get_all_checkpoint_files())
             raise FileNotFoundError(
-                f"{self.save_dir}/{LAST_CHECKPOINT} names {name!r}, which is not there; checkpoints that are: "
+                f"{self.save_dir}/{LAST_CHECKPOINT} names {name[:100]!r}, which is not there; checkpoints that are: "
                 f"{', '.join(others) or 'none'}. Write one of them into {LAST_CHECKPOINT}, or start without --resume."
             )
         return path
+
+    def _read_last_name(self) -> str:
+        """The content of ``last_checkpoint``; empty if it is no name of a file."""
+        try:
+            name = read_text(os.path.join(self.save_dir, LAST_CHECKPOINT)).strip()
+        except ValueError as error:
+            self.logger.error("%s", error)
+            return ""
+        return name if name.isprintable() else ""
+
+
+def _problem_of_fetching(path: str) -> str:
+    try:
+        fetch(path)
+    except (OSError, ValueError) as error:
+        return str(error)
+    return ""
+
+
+def _first_os_error(error: BaseException | None) -> OSError | None:
+    """The one that began a chain of exceptions."""
+    found = None
+    while error is not None:
+        found = error if isinstance(error, OSError) else found
+        error = error.__context__
+    return found
 
 
 def _is_constant(name: str) -> bool:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import re
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -15,13 +14,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from detlab.checkpoint.restricted_pickle import ARRAY_GLOBALS, UnsafePickleError, load_arrays
+from detlab.checkpoint.pickle_reader import MAX_INT_BYTES, UnsafePickleError, check_key
+from detlab.checkpoint.restricted_pickle import is_known_dtype
+from detlab.checkpoint.torch_file import RefusedTensorError, is_torch_archive, read_pickle, read_torch_archive
 from detlab.utils.optional import require
 
 __all__ = ["find_unloadable", "read_checkpoint"]
 
 # Keys that other programs keep their weights under, in files that may hold more.
 WEIGHT_KEYS = ("model", "model_state", "state_dict")
+CURES_FOR_TENSORS = "to_dense() of sparse, dequantize() of quantized, and real weights in place of meta tensors"
 
 
 def read_checkpoint(path: str) -> dict[str, Any]:
@@ -29,7 +31,10 @@ def read_checkpoint(path: str) -> dict[str, Any]:
 
     * ``.pkl``: the zoo of the reference, or weights of Caffe2; arrays and plain containers only.
     * ``.safetensors``: weights.
-    * anything else: what ``torch.save`` wrote, loaded with ``weights_only=True``.
+    * anything else: what ``torch.save`` wrote, of any age; tensors, arrays and plain containers only.
+
+    A changed byte is noticed where the format has checksums, which is in what ``torch.save`` writes since torch 1.6.
+    No file can make this take much more memory than its size.
 
     Returns:
         A dict with ``"model"`` and whatever else the file holds. ``"matching_heuristics"`` says that names should be
@@ -41,11 +46,11 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         ImportError: the package that reads the format is missing.
     """
     if path.endswith(".pkl"):
-        return _from_pickle(_read(path, _load_pkl), path)
+        return _from_pickle(_read(path, _load), path)
     if path.endswith(".safetensors"):
         loader = require("safetensors.torch", extra="safetensors", purpose="reading .safetensors files")
         return {"model": _read(path, loader.load_file)}
-    return _from_torch(_read(path, _load_torch), path)
+    return _from_torch(_read(path, _load), path)
 
 
 def _read(path: str, load: Any) -> Any:
@@ -56,6 +61,8 @@ def _read(path: str, load: Any) -> Any:
             f"{path} is not read, because {error}, and only arrays and plain containers are allowed: anything else in "
             "a pickle can run code. If you trust where it comes from, write its weights to a .safetensors file."
         ) from None
+    except RefusedTensorError as error:
+        raise ValueError(f"{path} is not read: {error}. Save it again with {CURES_FOR_TENSORS}.") from None
     except (FileNotFoundError, PermissionError, IsADirectoryError, MemoryError):
         raise
     except Exception as error:
@@ -72,21 +79,9 @@ def _first_sentence(error: Exception) -> str:
     return (text or type(error).__name__)[:200].rstrip(".")
 
 
-def _load_pkl(path: str) -> Any:
+def _load(path: str) -> Any:
     with open(path, "rb") as file:
-        return load_arrays(file)
-
-
-def _load_torch(path: str) -> Any:
-    with torch.serialization.safe_globals(ARRAY_GLOBALS):
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            # torch's own text advises to switch the protection off.
-            name = re.search(r"(?:GLOBAL|Unsupported class) ([\w.]+)", str(error))
-            if name is not None:
-                raise UnsafePickleError(f"it asks for {name.group(1)}") from None
-            raise pickle.UnpicklingError(str(error).rpartition("WeightsUnpickler error: ")[2]) from None
+        return read_torch_archive(file) if is_torch_archive(file) else read_pickle(file.read())
 
 
 def _from_pickle(data: Any, path: str) -> dict[str, Any]:
@@ -121,13 +116,14 @@ def _from_torch(data: Any, path: str) -> dict[str, Any]:
 
 
 def _some(data: Mapping) -> str:
-    names = [repr(name) for name in data]
+    names = [repr(name)[:100] for name in data]
     return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "") if names else "none"
 
 
-# Subclasses of the first kind would be written as classes, which a safe load refuses.
-PLAIN_TYPES = (type(None), bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device)
-ARRAY_TYPES = (torch.Tensor, np.ndarray, np.generic)
+# Subclasses of these would be written as classes, which are refused.
+PLAIN_TYPES = (type(None), bool, float, complex, str, bytes, torch.Size, torch.dtype, torch.device)
+TENSOR_TYPES = (torch.Tensor, torch.nn.Parameter)
+MAX_INT = 2 ** (8 * MAX_INT_BYTES - 1)
 
 
 def find_unloadable(value: Any, place: str = "") -> Iterator[str]:
@@ -138,15 +134,33 @@ def find_unloadable(value: Any, place: str = "") -> Iterator[str]:
     """
     if type(value) in (dict, OrderedDict, Counter):
         for key, item in value.items():
+            yield from _find_bad_key(key, place)
             yield from find_unloadable(item, f"{place}.{key}" if place else str(key))
-    elif type(value) in (list, tuple, set):
+    elif type(value) is set:
+        for item in value:
+            yield from _find_bad_key(item, place)
+    elif type(value) in (list, tuple):
         for index, item in enumerate(value):
             yield from find_unloadable(item, f"{place}.{index}")
-    elif type(value) in PLAIN_TYPES or (isinstance(value, ARRAY_TYPES) and not _holds_objects(value)):
-        return
-    else:
-        yield f"{place} is a {type(value).__module__}.{type(value).__qualname__}"
+    elif not (type(value) in PLAIN_TYPES or (type(value) is int and abs(value) < MAX_INT)):
+        problem = _problem_of(value)
+        if problem:
+            yield f"{place} is {problem}"
 
 
-def _holds_objects(value: Any) -> bool:
-    return isinstance(value, np.ndarray) and value.dtype.hasobject
+def _find_bad_key(key: Any, place: str) -> Iterator[str]:
+    try:
+        check_key(key)
+    except pickle.UnpicklingError as error:
+        yield f"{place}: {error}"
+
+
+def _problem_of(value: Any) -> str:
+    """What keeps a tensor, an array or any other object from being loaded again."""
+    if isinstance(value, np.ndarray | np.generic):
+        return "" if is_known_dtype(value.dtype) else f"an array of the type {value.dtype}"
+    if type(value) not in TENSOR_TYPES:
+        return f"a {type(value).__module__}.{type(value).__qualname__}"
+    if value.is_quantized or value.is_meta or value.is_conj() or value.is_neg() or value.layout != torch.strided:
+        return "a tensor without plain storage (quantized, meta, sparse, nested, conjugated)"
+    return ""

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import NamedTuple
 
-__all__ = ["ShapeMismatch", "describe_mismatches", "describe_names"]
+__all__ = ["IncompatibleKeys", "ShapeMismatch", "describe_mismatches", "describe_names"]
 
 
 class ShapeMismatch(NamedTuple):
@@ -15,6 +15,14 @@ class ShapeMismatch(NamedTuple):
     name: str
     shape_in_file: tuple[int, ...]
     shape_in_model: tuple[int, ...]
+
+
+class IncompatibleKeys(NamedTuple):
+    """Which weights of a file and of a model did not find each other."""
+
+    missing_keys: list[str]  # in the model only
+    unexpected_keys: list[str]  # in the file only
+    incorrect_shapes: list[ShapeMismatch]
 
 
 def describe_names(names: Iterable[str]) -> str:

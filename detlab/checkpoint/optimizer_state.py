@@ -11,22 +11,20 @@ from torch.optim.optimizer import Optimizer
 __all__ = ["check_optimizer_state"]
 
 # What torch's optimizers keep for each element of a parameter; other entries have shapes of their own.
-ELEMENTWISE_ENTRIES = frozenset(
-    [
-        "acc_delta",
-        "ax",
-        "exp_avg",
-        "exp_avg_sq",
-        "exp_inf",
-        "grad_avg",
-        "max_exp_avg_sq",
-        "momentum_buffer",
-        "prev",
-        "square_avg",
-        "step_size",
-        "sum",
-    ]
-)
+ELEMENTWISE_ENTRIES = {
+    "acc_delta",
+    "ax",
+    "exp_avg",
+    "exp_avg_sq",
+    "exp_inf",
+    "grad_avg",
+    "max_exp_avg_sq",
+    "momentum_buffer",
+    "prev",
+    "square_avg",
+    "step_size",
+    "sum",
+}
 CURE = (
     "the model or its optimizer is another than in that run: give it the settings of that run, or start without "
     "--resume, with MODEL.WEIGHTS set to the file"
@@ -86,7 +84,7 @@ def _is_optimizer_state(state: Any) -> bool:
 def _names(optimizer: Optimizer, model: nn.Module | None) -> list[str]:
     """One for each parameter, in the order of the groups."""
     known = {} if model is None else {parameter: name for name, parameter in model.named_parameters()}
-    names = []
+    names: list[str] = []
     for group in optimizer.param_groups:
         own_names = group.get("param_names") or [f"parameter {len(names) + i}" for i in range(len(group["params"]))]
         names += [known.get(parameter, name) for parameter, name in zip(group["params"], own_names)]

@@ -38,6 +38,8 @@ def _put(cfg: CfgNode, dotted_key: str, value: Any) -> None:
         if part not in node:
             node[part] = type(cfg)()
         node = node[part]
+        if not isinstance(node, Mapping):
+            raise ValueError(f"{dotted_key} cannot be set: {part} is the value {node!r}, no section")
     node[leaf] = value
 
 

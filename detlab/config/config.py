@@ -123,11 +123,7 @@ class CfgNode(_FvcoreCfgNode):
                 cannot be read as settings.
         """
         loaded = type(self)(self.load_yaml_with_base(cfg_filename))
-        if "VERSION" not in loaded:
-            loaded.VERSION = guess_version(loaded, os.fspath(cfg_filename))
-        if loaded.VERSION != LATEST_VERSION:
-            loaded = upgrade_config(loaded)
-        self._merge([loaded], origin=f" in {cfg_filename}")
+        self._merge([_of_latest_version(loaded, os.fspath(cfg_filename))], origin=f" in {cfg_filename}")
         self._note(_FILE_MERGED, True)
 
     def merge_from_other_cfg(self, cfg_other: _YacsCfgNode) -> None:
@@ -161,6 +157,18 @@ class CfgNode(_FvcoreCfgNode):
         for tree in trees:
             plan.add(tree)
         plan.apply()
+
+
+def _of_latest_version(loaded: CfgNode, filename: str) -> CfgNode:
+    """The settings of a file, with the names that keys have now."""
+    if "VERSION" not in loaded:
+        loaded.VERSION = guess_version(loaded, filename)
+    if type(loaded.VERSION) is not int:
+        raise ValueError(f"VERSION must be a whole number, got {loaded.VERSION!r} in {filename}")
+    try:
+        return loaded if loaded.VERSION == LATEST_VERSION else upgrade_config(loaded)
+    except ValueError as error:
+        raise ValueError(f"{filename}: {error}") from None
 
 
 def _plain(value: Any) -> Any:

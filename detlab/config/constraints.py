@@ -188,7 +188,7 @@ def _data() -> dict[str, Limit]:
 
 
 def _solver() -> dict[str, Limit]:
-    limits = {
+    limits: dict[str, Limit] = {
         "MAX_ITER": _COUNT_OR_0,
         "IMS_PER_BATCH": _COUNT,
         "REFERENCE_WORLD_SIZE": _COUNT_OR_0,

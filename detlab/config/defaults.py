@@ -2,6 +2,7 @@
 
 ``get_cfg()`` turns ``DEFAULTS`` into a fresh ``CfgNode``. The value of a key also fixes its type: a later value must be
 of the same type, where a list and a tuple count as one and an int may stand for a float. ``None`` accepts any type.
+What a key may hold beyond that, and how keys go together, stands in ``detlab.config.constraints``.
 
 Unless a comment says otherwise, sizes are in pixels, ``SIZE`` pairs are (height, width), iteration counts are in
 optimizer steps, thresholds on overlaps and scores lie in [0, 1], and ``*_TRAIN`` / ``*_TEST`` pairs are used in
@@ -64,6 +65,8 @@ DATALOADER: dict[str, Any] = {
     # root of the ratio or by the ratio itself.
     "REPEAT_THRESHOLD": 0.0,
     "REPEAT_SQRT": True,
+    # For RandomSubsetTrainingSampler: the share of all images that it uses, in (0, 1].
+    "RANDOM_SUBSET_RATIO": 1.0,
     # Training skips images that carry no usable annotation.
     "FILTER_EMPTY_ANNOTATIONS": True,
 }

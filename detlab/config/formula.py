@@ -1,8 +1,8 @@
 """Small formulas in config files, such as ``int(1024 * 1.5)`` or ``[32 * x for x in range(10, 21)]``.
 
-A formula is read, never run: literals, arithmetic, comparisons, lists, tuples, comprehensions, ``int`` and ``range`` are
-understood and nothing else. Its length, its steps and the size of every number and list on the way are bounded, so
-that a formula of a stranger takes milliseconds or is refused.
+A formula is read, never run: literals, arithmetic, comparisons, lists, tuples, comprehensions, ``int`` and ``range``
+are understood and nothing else. Its length, its steps and the size of every number and list on the way are bounded,
+so that a formula of a stranger takes milliseconds or is refused.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class _Reader:
         called = node.func.id if isinstance(node.func, ast.Name) else ""
         if called not in ("int", "range") or node.keywords:
             raise ValueError(f"{_shorten(ast.unparse(node))} is a call; only int(...) and range(...) are understood")
-        arguments = [_number(self.value_of(argument, names)) for argument in node.args]
+        arguments: list[Any] = [_number(self.value_of(argument, names)) for argument in node.args]
         if called == "int":
             return _number(int(*arguments[:1])) if len(arguments) == 1 else _refuse_arguments("int", "one number")
         if not 1 <= len(arguments) <= 3:

@@ -1,7 +1,11 @@
 """Configs as Python files: calls are written down with ``LazyCall`` and made later by ``instantiate``.
 
 A config file runs in a namespace of its own, in which a relative import (``from ..common.train import train``) runs the
-config file beside it afresh. So no two configs share a value, and a folder of configs need not be a package.
+config file beside it afresh. So no two configs share a value, and a folder of configs need not be a package. A file
+that ``import_user_modules`` (``--import``) has loaded is the exception: it is imported as the module that it is.
+
+A Python config is a program, and its targets are whatever it names: load only what you would run. Yaml configs are read
+as data; that ``instantiate`` calls what they name holds for them as well.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ import re
 import sys
 from ast import literal_eval
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -27,6 +31,7 @@ from detlab.config.nearest import UnknownKeyError, did_you_mean
 from detlab.config.yaml_files import read_yaml
 from detlab.utils.file_io import PathManager, read_text, write_atomically
 from detlab.utils.registry import locate
+from detlab.utils.user_modules import loaded_user_file
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -63,7 +68,7 @@ class LazyConfig:
 
     @staticmethod
     def load(filename: str, keys: str | tuple[str, ...] | None = None) -> Any:
-        """Runs a ``.py`` config, or reads a ``.yaml`` one.
+        """Runs a ``.py`` config, which may do anything a program may, or reads a ``.yaml`` one as data.
 
         Args:
             filename: a path, or a URL that ``PathManager`` opens.
@@ -176,7 +181,11 @@ def _run_file(filename: str, importers: tuple[str, ...]) -> dict[str, Any]:
     path = filename if "://" in filename else os.path.abspath(filename)
     if path in importers:
         raise ImportError(f"config files import each other in a circle: {' -> '.join([*importers, path])}")
-    code = compile(read_text(path, "config file"), path, "exec")
+    known = loaded_user_file(path)
+    if known is not None:
+        # It has registered its parts as a module, and must not do so again under another name.
+        return dict(vars(known))
+    code = _compile(path)
     module = ModuleType("detlab_config_" + re.sub(r"\W", "_", os.path.splitext(path)[0]))
     # Dataclasses look their module up, and so does pickle for functions.
     sys.modules[module.__name__] = module
@@ -185,6 +194,16 @@ def _run_file(filename: str, importers: tuple[str, ...]) -> dict[str, Any]:
     namespace["__builtins__"] = {**vars(builtins), "__import__": _importer_for(path, importers)}
     exec(code, namespace)
     return namespace
+
+
+def _compile(path: str) -> CodeType:
+    text = read_text(path, "config file")
+    try:
+        return compile(text, path, "exec")
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        if getattr(error, "filename", None) == path:
+            raise
+        raise ValueError(f"the config file {path} cannot be read as Python: {error or type(error).__name__}") from None
 
 
 def _importer_for(path: str, importers: tuple[str, ...]) -> Callable[..., Any]:

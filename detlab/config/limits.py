@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 __all__ = ["Each", "Interval", "Limit", "OneOf", "Optional", "PerLevel", "Text"]
@@ -162,7 +163,7 @@ class Each:
             return False
         if not all(self.limit.accepts(entry) for entry in value):
             return False
-        return not self.rising or all(a <= b for a, b in zip(value, value[1:]))
+        return not self.rising or all(a <= b for a, b in pairwise(value))
 
     def describe(self) -> str:
         """Such as ``"a list of 4 or 5 entries, each a number above 0"``."""

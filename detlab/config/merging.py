@@ -58,9 +58,11 @@ class MergePlan:
         for key, given in source.items():
             full_key = f"{prefix}{key}"
             if full_key == BASE_KEY:
-                raise ValueError(f"{BASE_KEY} names the base of a file; it has no meaning among other settings")
+                raise ValueError(
+                    f"{BASE_KEY} names the base of a file; it has no meaning among other settings{self._origin}"
+                )
             if key in target:
-                self._add_known(target, key, merged_value(given, target[key], full_key), full_key)
+                self._add_known(target, key, merged_value(given, target[key], full_key, self._origin), full_key)
             elif target.is_new_allowed():
                 value = copy.deepcopy(target._decode_cfg_value(given))
                 self._assignments.append(_Assignment(target, key, value))

@@ -6,12 +6,11 @@ import difflib
 import re
 from collections.abc import Iterable
 
+from detlab.utils.registry import ReadableKeyError
 
-class UnknownKeyError(KeyError):
-    """A setting that does not exist; reads as its message, where ``KeyError`` would quote it."""
 
-    def __str__(self) -> str:
-        return str(self.args[0])
+class UnknownKeyError(ReadableKeyError):
+    """A setting that does not exist."""
 
 
 def nearest_names(asked: str, known: Iterable[str], count: int = 3) -> list[str]:

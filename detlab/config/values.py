@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import os
+import reprlib
 import sys
 from ast import literal_eval
 from collections.abc import Mapping
@@ -19,8 +20,14 @@ __all__ = ["assigned_value", "merged_value", "new_value"]
 MAX_LITERAL = 100_000
 
 
-def merged_value(given: Any, current: Any, full_key: str) -> Any:
+def merged_value(given: Any, current: Any, full_key: str, origin: str = "") -> Any:
     """A copy of ``given`` in the type of the ``current`` value of a setting; a string is read as a literal.
+
+    Args:
+        given: what a file or a command line says.
+        current: the setting's value so far.
+        full_key: of the setting, for messages.
+        origin: of what is given, for messages: ``" in a.yaml"``.
 
     Raises:
         ValueError: the two types do not go together.
@@ -34,7 +41,7 @@ def merged_value(given: Any, current: Any, full_key: str) -> Any:
             return type(current)(copy.deepcopy(value))
         if type(current) is float and type(value) is int:
             return float(value)
-    raise ValueError(_mismatch(full_key, given, value, current))
+    raise ValueError(_mismatch(full_key, given, value, current, origin))
 
 
 def assigned_value(given: Any, current: Any, full_key: str) -> Any:
@@ -76,8 +83,8 @@ def new_value(given: Any, full_key: str) -> Any:
     if value is None or isinstance(value, Mapping) or type(value) in (bool, int, float, str, list, tuple):
         return value
     raise ValueError(
-        f"{full_key} cannot hold {given!r} of type {type(given).__name__}; a config holds numbers, text, lists, tuples, "
-        "sections and None"
+        f"{full_key} cannot hold {given!r} of type {type(given).__name__}; a config holds numbers, text, lists, "
+        "tuples, sections and None"
     )
 
 
@@ -115,8 +122,8 @@ def _read_literal(given: Any, current: Any) -> Any:
     return given if isinstance(current, str) and not isinstance(value, (str, type(None))) else value
 
 
-def _mismatch(full_key: str, given: Any, value: Any, current: Any) -> str:
-    return f"{full_key} expects {_expectation(current)}, got {given!r}{_cure(value, current)}"
+def _mismatch(full_key: str, given: Any, value: Any, current: Any, origin: str = "") -> str:
+    return f"{full_key} expects {_expectation(current)}, got {reprlib.repr(given)}{origin}{_cure(value, current)}"
 
 
 def _expectation(current: Any) -> str:

@@ -26,6 +26,7 @@ MAX_DEPTH = 64
 MAX_NODES = 50_000
 MAX_DIGITS = 400
 MAX_FORMULAS = 100
+MAX_WARNINGS = 5
 
 _TAG = "tag:yaml.org,2002:"
 _PYTHON = f"{_TAG}python/"
@@ -98,7 +99,7 @@ def _check_events(text: str) -> None:
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         if depth > MAX_DEPTH or nodes > MAX_NODES:
-            line = event.start_mark.line + 1
+            line = event.start_mark.line + 1 if event.start_mark else 1
             what = f"nests more than {MAX_DEPTH} deep" if depth > MAX_DEPTH else f"has more than {MAX_NODES} values"
             raise ValueError(f"it {what} (line {line})")
 
@@ -109,7 +110,9 @@ def _construct(text: str, filename: str) -> Any:
         root = loader.get_single_node()
         if root is None:
             return None
-        _GraphCheck(filename).visit(root)
+        check = _GraphCheck()
+        check.visit(root)
+        _warn_of_repeated_keys(check.repeated_keys, filename)
         return loader.construct_document(root)
     finally:
         loader.dispose()
@@ -125,17 +128,17 @@ class _Extent(NamedTuple):
 class _GraphCheck:
     """Looks at each node of a document once, before values are made of them.
 
-    Args:
-        filename: for warnings.
+    Attributes:
+        repeated_keys: nodes of keys that their mappings have before them already.
     """
 
-    def __init__(self, filename: str) -> None:
-        self._filename = filename
+    def __init__(self) -> None:
+        self.repeated_keys: list[yaml.ScalarNode] = []
         # None while a node's children are looked at.
         self._extents: dict[yaml.Node, _Extent | None] = {}
 
     def visit(self, node: yaml.Node) -> _Extent:
-        """The extent of a node; warns of keys that are given twice.
+        """The extent of a node.
 
         Raises:
             ValueError: it is too large, a node holds itself, or a number has too many digits.
@@ -159,19 +162,26 @@ class _GraphCheck:
 
     def _check(self, node: yaml.Node, line: int) -> None:
         if isinstance(node, yaml.MappingNode):
-            self._warn_of_repeated_keys(node)
+            self._find_repeated_keys(node)
         if node.tag.endswith((":int", ":float", "/int", "/long", "/float")) and len(node.value) > MAX_DIGITS:
             raise ValueError(f"the number in line {line} has {len(node.value)} digits")
 
-    def _warn_of_repeated_keys(self, node: yaml.MappingNode) -> None:
+    def _find_repeated_keys(self, node: yaml.MappingNode) -> None:
         seen = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode) or key.tag == f"{_TAG}merge":
                 continue
             if (key.tag, key.value) in seen:
-                line = key.start_mark.line + 1
-                logger.warning("%s line %d repeats the key %r; the last one counts", self._filename, line, key.value)
+                self.repeated_keys.append(key)
             seen.add((key.tag, key.value))
+
+
+def _warn_of_repeated_keys(keys: list[yaml.ScalarNode], filename: str) -> None:
+    for key in keys[:MAX_WARNINGS]:
+        line = key.start_mark.line + 1
+        logger.warning("%s line %d repeats the key %.100r; the last one counts", filename, line, key.value)
+    if len(keys) > MAX_WARNINGS:
+        logger.warning("%s repeats %d keys more", filename, len(keys) - MAX_WARNINGS)
 
 
 def _children(node: yaml.Node) -> list[yaml.Node]:

@@ -6,20 +6,25 @@ Letters: W processes, B samples in a batch of all processes together, E samples 
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from detlab.data.samplers.distributed_sampler import EpochSampler
-from detlab.data.stream import SampleRef
+from detlab.data.stream import SampleRef, with_own_randomness
 from detlab.utils import comm
 
 __all__ = ["BatchPlan", "GlobalBatches", "OwnBatches"]
 
 
 class BatchPlan(Protocol):
-    """This process's batches; iterating starts with batch number ``start``, and has no end unless the sampler has."""
+    """This process's batches; iterating starts with batch number ``start``, and has no end unless the sampler has.
+
+    If it has, iterating ends with the pass through the sampler that ``start`` lies in; batches are counted over all
+    passes.
+    """
 
     seed: int
     start: int
@@ -91,15 +96,32 @@ class GlobalBatches:
         return queue[: num_full * self._total].reshape(num_full, self._total, 2)
 
 
+class _Pass(NamedTuple):
+    """Where a pass through a sampler begins."""
+
+    number: int
+    batch: int  # batches of all passes before
+    entry: int  # entries of all passes before
+    seed: int  # of the sampler's randomness
+
+
 class OwnBatches:
     """Batches of one process from a sampler that gives this process's indices and knows nothing of a common stream.
 
+    A sampler that ends is passed through again and again. Before each pass its ``set_epoch`` is called with the pass's
+    number, if it has one; what it draws from global generators follows from the seed, the pass and the rank. So a run
+    that is resumed in any pass sees what one that was never stopped would. What comes before is found by walking along
+    the indices, without reading samples.
+
     Args:
-        sampler: gives indices; other calls of ``iter`` are expected to give the same.
+        sampler: gives indices.
         batch_size: samples in a batch of this process.
-        seed: of the samples' randomness.
+        seed: of the samples' randomness and the sampler's.
         group_ids: (size of the dataset,) the group of each entry; None for no groups.
         drop_last: leave out what does not fill a batch when the sampler ends.
+
+    Raises:
+        TypeError: what the sampler gives is no index.
     """
 
     def __init__(
@@ -116,18 +138,53 @@ class OwnBatches:
         self._batch_size = batch_size
         self._group_ids = group_ids
         self._drop_last = drop_last
+        # The latest pass whose begin is known: a sampler with a generator of its own cannot go back.
+        self._known_pass = _Pass(0, 0, 0, seed)
 
     def __iter__(self) -> Iterator[list[SampleRef]]:
-        return itertools.islice(self._all_batches(), self.start, None)
+        return self._rest_of_pass(self.start)
 
-    def _all_batches(self) -> Iterator[list[SampleRef]]:
+    def _rest_of_pass(self, start: int) -> Iterator[list[SampleRef]]:
+        """The batches from number ``start`` to the end of its pass; none if the sampler gives none."""
+        if start < self._known_pass.batch or self.seed != self._known_pass.seed:
+            self._known_pass = _Pass(0, 0, 0, self.seed)
+        while True:
+            begin = self._known_pass
+            to_skip = start - begin.batch
+            number = -1
+            for number, batch in enumerate(self._batches_of(begin, to_skip)):
+                if number >= to_skip:
+                    yield batch
+            if number >= to_skip or number < 0:
+                return
+
+    def _batches_of(self, begin: _Pass, unwanted: int) -> Iterator[list[SampleRef]]:
+        """All batches of a pass, the first ``unwanted`` in haste. At its end, the begin of the next one is known."""
         rank, world_size = comm.get_rank(), comm.get_world_size()
         waiting: dict[int, list[SampleRef]] = {}
-        for number, entry in enumerate(self.sampler):
+        num_batches, number = 0, begin.entry - 1
+        for number, entry in enumerate(self._entries_of(begin, unwanted), begin.entry):
             group = 0 if self._group_ids is None else int(self._group_ids[entry])
             batch = waiting.setdefault(group, [])
-            batch.append(SampleRef(int(entry), number * world_size + rank, self.seed))
+            batch.append(SampleRef(entry, number * world_size + rank, begin.seed))
             if len(batch) == self._batch_size:
+                num_batches += 1
                 yield waiting.pop(group)
-        if not self._drop_last:
-            yield from waiting.values()
+        rest = [] if self._drop_last else list(waiting.values())
+        self._known_pass = _Pass(begin.number + 1, begin.batch + num_batches + len(rest), number + 1, begin.seed)
+        yield from rest
+
+    def _entries_of(self, begin: _Pass, unwanted: int) -> Iterator[int]:
+        if hasattr(self.sampler, "set_epoch"):
+            self.sampler.set_epoch(begin.number)
+        # The last number tells this key from those of samples.
+        key = begin.seed, begin.number, comm.get_rank(), 1
+        size = self._batch_size
+        for index in with_own_randomness(self.sampler, *key, at_once=size, unwanted=unwanted * size):
+            try:
+                yield operator.index(index)
+            except TypeError:
+                raise TypeError(
+                    f"{type(self.sampler).__name__} gives {index!r}, which is no index of a dataset; a sampler gives "
+                    "whole numbers one after the other (batches are made of them here)"
+                ) from None

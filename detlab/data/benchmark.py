@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from detlab.data.build import build_batch_data_loader, trivial_batch_collator, worker_init_reset_seed
 from detlab.data.common import DatasetFromList, MapDataset
-from detlab.data.loader import worker_options
 from detlab.data.samplers.distributed_sampler import TrainingSampler
+from detlab.data.workers import worker_options
 from detlab.utils import comm
 
 __all__ = ["DataLoaderBenchmark", "iter_benchmark"]
@@ -132,8 +132,7 @@ class DataLoaderBenchmark:
                 samples,
                 batch_size=self.own_batch_size,
                 collate_fn=trivial_batch_collator,
-                worker_init_fn=worker_init_reset_seed,
-                **worker_options(num_workers),
+                **worker_options(num_workers, worker_init_fn=worker_init_reset_seed),
             )
             self._measure(f"moving samples, {num_workers} workers", self.own_batch_size, loader, num_iter, warmup)
 

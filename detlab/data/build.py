@@ -7,22 +7,23 @@ from __future__ import annotations
 
 import itertools
 import logging
-import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Sampler
+from torch.utils.data import ChainDataset, ConcatDataset, DataLoader, Dataset, IterableDataset, Sampler
 
-from detlab.checkpoint.restricted_pickle import UnsafePickleError, load_arrays
 from detlab.config.config import CfgNode, configurable
-from detlab.data.batches import BatchPlan, GlobalBatches, OwnBatches
+from detlab.data.batches import GlobalBatches, OwnBatches
 from detlab.data.catalog import DatasetCatalog, DatasetDicts, MetadataCatalog
-from detlab.data.common import AspectRatioGroupedDataset, DatasetFromList, MapDataset
+from detlab.data.common import DatasetFromList, MapDataset, MappedIterable, ToIterableDataset
 from detlab.data.dataset_mapper import DatasetMapper
+from detlab.data.datasets.standard_format import check_standard_format
 from detlab.data.detection_utils import check_metadata_consistency
-from detlab.data.loader import TrainingLoader, worker_options
+from detlab.data.iterable_loader import IterableLoader
+from detlab.data.loader import TrainingLoader
+from detlab.data.proposals import load_proposals_into_dataset
 from detlab.data.samplers.distributed_sampler import (
     EpochSampler,
     InferenceSampler,
@@ -30,10 +31,10 @@ from detlab.data.samplers.distributed_sampler import (
     RepeatFactorTrainingSampler,
     TrainingSampler,
 )
-from detlab.structures.boxes import BoxMode
+from detlab.data.workers import worker_options
 from detlab.utils import comm
 from detlab.utils.env import seed_all_rng
-from detlab.utils.file_io import PathManager
+from detlab.utils.serialize import PicklableWrapper
 
 __all__ = [
     "build_batch_data_loader",
@@ -56,8 +57,7 @@ Collator = Callable[[list[Any]], Any]
 
 HISTOGRAM_COLUMNS = 3  # pairs of category and count in a row
 LONGEST_NAME = 16
-# Names that other programs write proposals under.
-PROPOSAL_KEY_ALIASES = {"indexes": "ids", "scores": "objectness_logits"}
+WHOLE = (int, np.integer)
 
 
 # ---------------------------------------------------------------------------------------- choosing among the images
@@ -90,51 +90,6 @@ def _log_left_out(before: int, after: int, reason: str) -> None:
     logger.info(f"Left out {before - after} of {before} images with {reason}; {after} remain")
 
 
-def load_proposals_into_dataset(dataset_dicts: DatasetDicts, proposal_file: str) -> DatasetDicts:
-    """Adds precomputed proposals to images: ``proposal_boxes``, ``proposal_objectness_logits``, ``proposal_bbox_mode``.
-
-    Args:
-        dataset_dicts: in the standard format, with ``image_id``; changed in place.
-        proposal_file: a pickle of a dictionary with, for each image, its id (``ids``), an (N, 4) array (``boxes``) and
-            an (N,) array (``objectness_logits``); ``bbox_mode``, a number of ``BoxMode``, defaults to ``XYXY_ABS``.
-
-    Returns:
-        ``dataset_dicts``; proposals of an image are in the order of decreasing objectness.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not such a dictionary, asks to run code, or lacks an image.
-    """
-    proposals = _read_proposals(proposal_file)
-    place_of = {str(image_id): place for place, image_id in enumerate(proposals["ids"])}
-    missing = [image["image_id"] for image in dataset_dicts if str(image["image_id"]) not in place_of]
-    if missing:
-        raise ValueError(f"{proposal_file} has no proposals for {len(missing)} images, such as image {missing[0]}")
-    box_mode = BoxMode(proposals.get("bbox_mode", BoxMode.XYXY_ABS))
-    for image in dataset_dicts:
-        place = place_of[str(image["image_id"])]
-        logits = np.asarray(proposals["objectness_logits"][place])
-        order = np.argsort(-logits, kind="stable")
-        image["proposal_boxes"] = np.asarray(proposals["boxes"][place])[order]
-        image["proposal_objectness_logits"] = logits[order]
-        image["proposal_bbox_mode"] = box_mode
-    logger.info(f"Took proposals of {len(dataset_dicts)} images from {proposal_file}")
-    return dataset_dicts
-
-
-def _read_proposals(proposal_file: str) -> dict[str, Any]:
-    with PathManager.open(proposal_file, "rb") as stream:
-        try:
-            content = load_arrays(stream)
-        except UnsafePickleError as error:
-            raise ValueError(f"{proposal_file} is refused: {error}; it should hold arrays and numbers only") from None
-    found = {PROPOSAL_KEY_ALIASES.get(key, key): value for key, value in content.items()}
-    absent = {"ids", "boxes", "objectness_logits"} - found.keys()
-    if absent:
-        raise ValueError(f"{proposal_file} should be a dictionary with {sorted(absent)}, but has {sorted(content)}")
-    return found
-
-
 def get_detection_dataset_dicts(
     names: str | Sequence[str],
     filter_empty: bool = True,
@@ -157,17 +112,18 @@ def get_detection_dataset_dicts(
 
     Raises:
         KeyError: a name is not registered.
-        ValueError: no names, an empty dataset, classes that differ, or no image is left; the message counts.
+        TypeError: a dataset is neither a list of dictionaries nor a ``Dataset``, or some are this and some that.
+        ValueError: no names, an empty dataset or one that is not in the standard format, classes that differ, or no
+            image is left; the message counts.
     """
     names = [names] if isinstance(names, str) else list(names)
     if not names:
         raise ValueError("no dataset is named; set DATASETS.TRAIN and DATASETS.TEST, such as ('coco_2017_train',)")
     loaded = [DatasetCatalog.get(name) for name in names]
-    for name, dataset in zip(names, loaded):
-        if not len(dataset):
-            raise ValueError(f"dataset {name!r} is empty; are its annotations the right file?")
-    if isinstance(loaded[0], Dataset):
-        return loaded[0] if len(loaded) == 1 else ConcatDataset(loaded)
+    if any(isinstance(dataset, Dataset) for dataset in loaded):
+        return _joined(names, loaded)
+    for name, dicts in zip(names, loaded):
+        _check_dicts(name, dicts)
     if proposal_files:
         if len(proposal_files) != len(names):
             raise ValueError(f"{len(names)} datasets need as many proposal files, got {len(proposal_files)}")
@@ -184,6 +140,39 @@ def get_detection_dataset_dicts(
         check_metadata_consistency("thing_classes", names)
         print_instances_class_histogram(chosen, MetadataCatalog.get(names[0]).thing_classes)
     return chosen
+
+
+def _joined(names: list[str], datasets: list[Any]) -> Dataset:
+    """Datasets of torch as one."""
+    others = [name for name, dataset in zip(names, datasets) if not isinstance(dataset, Dataset)]
+    are_iterable = {isinstance(dataset, IterableDataset) for dataset in datasets}
+    if others or len(are_iterable) > 1:
+        kinds = {name: type(dataset).__name__ for name, dataset in zip(names, datasets)}
+        raise TypeError(
+            f"datasets of different kinds cannot be joined: {kinds}; lists, map-style or iterable all of them"
+        )
+    if True not in are_iterable:
+        for name, dataset in zip(names, datasets):
+            _check_not_empty(name, dataset)
+    if len(datasets) == 1:
+        return datasets[0]
+    return ChainDataset(datasets) if True in are_iterable else ConcatDataset(datasets)
+
+
+def _check_dicts(name: str, dicts: Any) -> None:
+    """Makes sure that what a registered function gave is a list of dictionaries in the standard format."""
+    if isinstance(dicts, (str, dict)) or not isinstance(dicts, Sequence):
+        raise TypeError(
+            f"the function registered for dataset {name!r} gave a {type(dicts).__name__}; it should give a list with "
+            "one dictionary for each image, or a torch.utils.data.Dataset"
+        )
+    _check_not_empty(name, dicts)
+    check_standard_format(dicts if isinstance(dicts, (list, tuple)) else list(dicts), name)
+
+
+def _check_not_empty(name: str, dataset: Any) -> None:
+    if not len(dataset):
+        raise ValueError(f"dataset {name!r} is empty; are its annotations the right file?")
 
 
 def _explain_empty(names: list[str], images: DatasetDicts, filter_empty: bool, min_keypoints: int) -> str:
@@ -213,18 +202,24 @@ def check_category_ids(dataset_dicts: Iterable[dict[str, Any]], num_classes: int
         names: of the datasets, for messages.
 
     Raises:
-        ValueError: a ``category_id`` is not in [0, num_classes); the message names the first and counts the rest.
+        ValueError: a ``category_id`` is missing, no whole number, or not in [0, num_classes); the message names the
+            first and counts the rest.
     """
-    wrong = [
-        (obj["category_id"], image.get("file_name", image.get("image_id")))
+    wrong: list[tuple[Any, Any]] = [
+        (obj.get("category_id"), image.get("file_name", image.get("image_id")))
         for image in dataset_dicts
         for obj in _objects(image)
-        if not 0 <= obj["category_id"] < num_classes
+        if not _is_class(obj.get("category_id"), num_classes)
     ]
     if wrong:
-        category, image = wrong[0]
-        largest = max(category_id for category_id, _ in wrong)
+        category, image = next((pair for pair in wrong if not isinstance(pair[0], WHOLE)), wrong[0])
         whose = f" of {', '.join(names)}" if names else ""
+        if not isinstance(category, WHOLE):
+            raise ValueError(
+                f"an annotation in image {image}{whose} has the category_id {category!r}; each needs the number of its "
+                "class, counted from 0"
+            )
+        largest = max(category_id for category_id, _ in wrong)
         cure = f"set the model's NUM_CLASSES to {largest + 1} or more" if largest >= num_classes else "count from 0"
         raise ValueError(
             f"category_id {category} in image {image}{whose} is outside of [0, {num_classes}), as are {len(wrong)} "
@@ -232,14 +227,20 @@ def check_category_ids(dataset_dicts: Iterable[dict[str, Any]], num_classes: int
         )
 
 
+def _is_class(category: Any, num_classes: int) -> bool:
+    return isinstance(category, WHOLE) and bool(0 <= category < num_classes)
+
+
 def print_instances_class_histogram(dataset_dicts: DatasetDicts, class_names: Sequence[str]) -> None:
     """Logs a table of how many objects, crowds left out, each class has.
 
     Raises:
-        ValueError: a ``category_id`` has no name.
+        ValueError: a ``category_id`` has no name, or there are no names.
     """
     from tabulate import tabulate
 
+    if not class_names:
+        raise ValueError(f"a histogram needs the names of the classes, got {class_names!r}")
     check_category_ids(dataset_dicts, len(class_names))
     found = (obj["category_id"] for image in dataset_dicts for obj in _objects(image) if not obj.get("iscrowd"))
     counts = np.bincount(np.fromiter(found, dtype=np.int64), minlength=len(class_names)).tolist()
@@ -303,34 +304,61 @@ def build_batch_data_loader(
         pin_memory: see ``torch.utils.data.DataLoader``.
         seed: of the samples' randomness, and the same for all processes. A sampler of this package has its own, which
             is taken. None draws one, for which all processes must call this together.
-        kwargs: further arguments of ``DataLoader``.
+        kwargs: further arguments of ``DataLoader``, such as ``multiprocessing_context="spawn"``. Those for workers make
+            no difference where ``num_workers`` is 0.
 
     Returns:
-        A :class:`~detlab.data.loader.TrainingLoader`; with an iterable dataset, some iterable of batches.
+        A :class:`~detlab.data.loader.TrainingLoader`; with an iterable dataset, unless that is made of a map-style one
+        and a sampler, an :class:`~detlab.data.iterable_loader.IterableLoader`.
 
     Raises:
-        ValueError: the batch cannot be divided among the processes, or both or no batch size is given.
+        ValueError: the batch cannot be divided among the processes, both or no batch size is given, or a sampler where
+            there should be none or the other way round.
     """
     own_batch_size = _own_batch_size(total_batch_size, single_gpu_batch_size)
-    options = {"persistent_workers": persistent_workers and num_workers > 0, "pin_memory": pin_memory, **kwargs}
-    if num_workers > 0:
-        options["prefetch_factor"] = prefetch_factor
-    collate = collate_fn or trivial_batch_collator
+    options = {
+        "batch_size": own_batch_size,
+        "collate_fn": collate_fn or trivial_batch_collator,
+        "num_workers": num_workers,
+        "prefetch_factor": prefetch_factor,
+        "persistent_workers": persistent_workers,
+        "pin_memory": pin_memory,
+        **kwargs,
+    }
+    _check_sampler(dataset, sampler)
+    if isinstance(dataset, IterableDataset):
+        dataset, sampler = _parts_of_iterable(dataset)
+    if isinstance(sampler, EpochSampler):
+        group_ids = _aspect_groups(dataset) if aspect_ratio_grouping else None
+        return TrainingLoader(
+            dataset, GlobalBatches(sampler, own_batch_size * comm.get_world_size(), group_ids), **options
+        )
+    seed = comm.shared_random_seed() if seed is None else seed
+    if isinstance(dataset, IterableDataset):
+        options = {"worker_init_fn": worker_init_reset_seed, **options}
+        return IterableLoader(
+            dataset, seed=seed, aspect_ratio_grouping=aspect_ratio_grouping, drop_last=drop_last, **options
+        )
+    group_ids = _aspect_groups(dataset) if aspect_ratio_grouping else None
+    return TrainingLoader(dataset, OwnBatches(sampler, own_batch_size, seed, group_ids, drop_last), **options)
+
+
+def _check_sampler(dataset: Any, sampler: Any) -> None:
     if isinstance(dataset, IterableDataset):
         if sampler is not None:
             raise ValueError("an iterable dataset has its own order: a sampler cannot be used with it")
-        options = {"worker_init_fn": worker_init_reset_seed, **worker_options(num_workers), **options}
-        return _batches_of_iterable(dataset, own_batch_size, aspect_ratio_grouping, collate, drop_last, options)
-    group_ids = _aspect_groups(dataset) if aspect_ratio_grouping else None
-    plan: BatchPlan
-    if isinstance(sampler, EpochSampler):
-        plan = GlobalBatches(sampler, own_batch_size * comm.get_world_size(), group_ids)
-    else:
-        seed = comm.shared_random_seed() if seed is None else seed
-        plan = OwnBatches(sampler, own_batch_size, seed, group_ids, drop_last)
-    return TrainingLoader(
-        dataset, plan, batch_size=own_batch_size, collate_fn=collate, num_workers=num_workers, **options
-    )
+    elif sampler is None:
+        raise ValueError(f"{type(dataset).__name__} is map-style: a sampler has to say in which order it is read")
+
+
+def _parts_of_iterable(dataset: IterableDataset) -> tuple[Any, Any]:
+    """A dataset and a sampler in place of an iterable dataset that was made of these, which can begin anywhere."""
+    if type(dataset) is ToIterableDataset and dataset.shard_sampler:
+        return dataset.dataset, dataset.sampler
+    if type(dataset) is MappedIterable:
+        entries, sampler = _parts_of_iterable(dataset.dataset)
+        return (dataset, None) if sampler is None else (MapDataset(entries, dataset.map_func), sampler)
+    return dataset, None
 
 
 def _own_batch_size(total: int | None, own: int | None) -> int:
@@ -338,6 +366,8 @@ def _own_batch_size(total: int | None, own: int | None) -> int:
     if own is not None:
         if total:
             raise ValueError(f"give total_batch_size={total} or single_gpu_batch_size={own}, not both")
+        if own < 1:
+            raise ValueError(f"single_gpu_batch_size={own}: a batch has at least one sample")
         return own
     processes = comm.get_world_size()
     if not total or total < 1 or total % processes:
@@ -363,24 +393,15 @@ def _aspect_groups(dataset: Any) -> np.ndarray | None:
     return np.asarray(is_wide, dtype=np.int64)
 
 
-def _batches_of_iterable(
-    dataset: IterableDataset,
-    batch_size: int,
-    aspect_ratio_grouping: bool,
-    collate: Collator,
-    drop_last: bool,
-    options: dict[str, Any],
-) -> Any:
-    if not aspect_ratio_grouping:
-        return DataLoader(dataset, batch_size=batch_size, drop_last=drop_last, collate_fn=collate, **options)
-    entries = DataLoader(dataset, batch_size=1, collate_fn=operator.itemgetter(0), **options)
-    return MapDataset(AspectRatioGroupedDataset(entries, batch_size), collate)
-
-
 def _as_samples(dataset: Any, mapper: Mapper | None, **options: Any) -> Any:
     """A dataset of samples, from one of entries or a list of them."""
     if isinstance(dataset, list):
         dataset = DatasetFromList(dataset, copy=False)
+    if isinstance(dataset, str) or not (isinstance(dataset, IterableDataset) or hasattr(dataset, "__getitem__")):
+        raise TypeError(
+            f"a dataset is a list of dictionaries or a torch.utils.data.Dataset, got {dataset!r}; for a registered "
+            "name, get_detection_dataset_dicts(name) gives it"
+        )
     return dataset if mapper is None else MapDataset(dataset, mapper, **options)
 
 
@@ -444,8 +465,6 @@ def _build_sampler(cfg: CfgNode, dataset: Any, seed: int) -> Sampler:
         )
         return RepeatFactorTrainingSampler(factors, seed=seed)
     if name == "RandomSubsetTrainingSampler":
-        if "RANDOM_SUBSET_RATIO" not in cfg.DATALOADER:
-            raise ValueError("RandomSubsetTrainingSampler needs cfg.DATALOADER.RANDOM_SUBSET_RATIO, a share in (0, 1]")
         return RandomSubsetTrainingSampler(len(dataset), cfg.DATALOADER.RANDOM_SUBSET_RATIO, seed_shuffle=seed)
     raise ValueError(
         f"DATALOADER.SAMPLER_TRAIN is {name!r}; it can be 'TrainingSampler', 'RepeatFactorTrainingSampler' or "
@@ -508,6 +527,13 @@ def _test_loader_from_config(
     proposal_files = None
     if cfg.MODEL.LOAD_PROPOSALS:
         known = dict(zip(cfg.DATASETS.TEST, cfg.DATASETS.PROPOSAL_FILES_TEST))
+        absent = [name for name in names if name not in known]
+        if absent:
+            raise ValueError(
+                f"MODEL.LOAD_PROPOSALS needs a file for each dataset, but there is none for {', '.join(absent)}: "
+                f"DATASETS.TEST is {tuple(cfg.DATASETS.TEST)}, with DATASETS.PROPOSAL_FILES_TEST "
+                f"{tuple(cfg.DATASETS.PROPOSAL_FILES_TEST)}"
+            )
         proposal_files = [known[name] for name in names]
     dataset = get_detection_dataset_dicts(names, filter_empty=False, proposal_files=proposal_files)
     return {
@@ -527,6 +553,7 @@ def build_detection_test_loader(
     batch_size: int = 1,
     num_workers: int = 0,
     collate_fn: Collator | None = None,
+    **kwargs: Any,
 ) -> DataLoader:
     """A loader that gives every entry once, divided among the processes.
 
@@ -540,21 +567,22 @@ def build_detection_test_loader(
         batch_size: samples in a batch of this process.
         num_workers: processes that read samples, for each process.
         collate_fn: makes a batch of a list of samples; None keeps the list.
+        kwargs: further arguments of ``DataLoader``, such as ``multiprocessing_context="spawn"``, ``pin_memory``,
+            ``prefetch_factor`` or ``persistent_workers``. Those for workers make no difference where ``num_workers``
+            is 0.
 
     Raises:
         ValueError: a sampler together with an iterable dataset.
     """
     samples = _as_samples(dataset, mapper, reject="raise")
-    if isinstance(samples, IterableDataset):
-        if sampler is not None:
-            raise ValueError("an iterable dataset has its own order: a sampler cannot be used with it")
-    elif sampler is None:
+    if sampler is None and not isinstance(samples, IterableDataset):
         sampler = InferenceSampler(len(samples))
+    _check_sampler(samples, sampler)
     return DataLoader(
         samples,
         batch_size=batch_size,
         sampler=sampler,
         drop_last=False,
-        collate_fn=collate_fn or trivial_batch_collator,
-        **worker_options(num_workers),
+        collate_fn=PicklableWrapper(collate_fn or trivial_batch_collator),
+        **worker_options(num_workers, **kwargs),
     )

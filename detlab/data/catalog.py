@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from detlab.utils.registry import ReadableKeyError
+
 __all__ = ["DatasetCatalog", "DatasetDicts", "Metadata", "MetadataCatalog"]
 
 DatasetDicts = list[dict[str, Any]]
@@ -60,7 +62,7 @@ class _DatasetCatalog(UserDict):
         """Loads the dataset ``name``: the result of calling its loader.
 
         Raises:
-            KeyError: no dataset has this name; the message lists the known ones, nearest first.
+            KeyError: no dataset has this name; the message gives the nearest.
         """
         return self[name]()
 
@@ -86,19 +88,17 @@ class _DatasetCatalog(UserDict):
     __str__ = __repr__
 
 
-class UnknownDatasetError(KeyError):
-    """A dataset name that nobody registered; reads as its message, where ``KeyError`` would quote it."""
-
-    def __str__(self) -> str:
-        return str(self.args[0])
+class UnknownDatasetError(ReadableKeyError):
+    """A dataset name that nobody registered."""
 
 
 def _explain_absence(name: str, known: Iterable[str]) -> str:
-    alike = difflib.get_close_matches(str(name), list(known), n=3)
-    others = sorted(set(known) - set(alike))
+    names = list(known)
+    alike = difflib.get_close_matches(str(name), names, n=3)
+    guess = f" Did you mean {' or '.join(map(repr, alike))}?" if alike else ""
     return (
-        f"dataset {name!r} is not registered. Known, nearest first: {', '.join(alike + others) or 'none'}. "
-        "If it is yours: is the module that registers it imported (--import FILE_OR_MODULE)?"
+        f"dataset {name!r} is not registered.{guess} If it is yours: is the module that registers it imported "
+        f"(--import FILE_OR_MODULE)? DatasetCatalog.list() gives the {len(names)} names that are known."
     )
 
 

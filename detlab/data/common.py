@@ -23,6 +23,7 @@ __all__ = [
     "AspectRatioGroupedDataset",
     "DatasetFromList",
     "MapDataset",
+    "MappedIterable",
     "ToIterableDataset",
     "set_default_dataset_from_list_serialize_method",
 ]
@@ -73,10 +74,12 @@ def _shared(data: torch.Tensor) -> torch.Tensor:
 
     Elsewhere it stays in memory of this process, that forked processes share as well, as long as nobody writes to it.
     """
-    with contextlib.suppress(OSError):
-        room = os.statvfs(SHARED_MEMORY)
-        if room.f_bavail * room.f_frsize < 2 * data.nbytes:
-            return data
+    # Windows has no such call: there, shared memory is no file system that could be full.
+    if hasattr(os, "statvfs"):
+        with contextlib.suppress(OSError):
+            room = os.statvfs(SHARED_MEMORY)
+            if room.f_bavail * room.f_frsize < 2 * data.nbytes:
+                return data
     return data.share_memory_()
 
 
@@ -125,9 +128,12 @@ class DatasetFromList(Dataset):
 
 def _which_are_wide(items: list) -> np.ndarray | None:
     """(len,) bool: wider than high; None unless all items are dictionaries that say so."""
-    if not all(isinstance(item, dict) and "width" in item and "height" in item for item in items):
+    if not all(isinstance(item, dict) for item in items):
         return None
-    return np.array([item["width"] > item["height"] for item in items], dtype=bool)
+    try:
+        return np.array([item["width"] > item["height"] for item in items], dtype=bool)
+    except (KeyError, TypeError):
+        return None
 
 
 # ----------------------------------------------------------------------------------------------- a mapped dataset
@@ -146,10 +152,12 @@ class MapDataset(Dataset):
 
     def __new__(cls, dataset: Any, map_func: Callable[[Any], Any], *args: Any, **kwargs: Any) -> Any:
         if isinstance(dataset, IterableDataset):
-            return _MappedIterable(dataset, map_func)
+            return MappedIterable(dataset, map_func)
         return super().__new__(cls)
 
     def __init__(self, dataset: Any, map_func: Callable[[Any], Any], reject: str = "replace"):
+        if not callable(map_func):
+            raise TypeError(f"a mapper is called with an entry of the dataset; {map_func!r} cannot be called")
         if reject not in ("replace", "raise"):
             raise ValueError(f"reject={reject!r}: rejected entries are replaced ('replace') or an error ('raise')")
         self.dataset = dataset
@@ -177,7 +185,7 @@ class MapDataset(Dataset):
         )
 
 
-class _MappedIterable(IterableDataset):
+class MappedIterable(IterableDataset):
     """A function applied to what an iterable dataset gives; None is left out."""
 
     def __init__(self, dataset: IterableDataset, map_func: Callable[[Any], Any]):
@@ -247,6 +255,9 @@ class AspectRatioGroupedDataset(IterableDataset):
     Args:
         dataset: gives dictionaries with ``width`` and ``height``.
         batch_size: entries in a batch.
+
+    Raises:
+        ValueError: while iterating, an entry has no width or height.
     """
 
     def __init__(self, dataset: Iterable[dict[str, Any]], batch_size: int):
@@ -256,8 +267,19 @@ class AspectRatioGroupedDataset(IterableDataset):
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         waiting: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
         for entry in self.dataset:
-            is_wide = entry["width"] > entry["height"]
+            is_wide = _is_wide(entry)
             waiting[is_wide].append(entry)
             if len(waiting[is_wide]) == self.batch_size:
                 yield waiting[is_wide]
                 waiting[is_wide] = []
+
+
+def _is_wide(entry: Any) -> bool:
+    try:
+        return bool(entry["width"] > entry["height"])
+    except (KeyError, TypeError, IndexError):
+        sizes = {key: entry.get(key) for key in ("file_name", "width", "height")} if isinstance(entry, dict) else entry
+        raise ValueError(
+            f"images are grouped by their width and height, but an entry has {str(sizes)[:200]}; give each both, or "
+            "set aspect_ratio_grouping=False (DATALOADER.ASPECT_RATIO_GROUPING False)"
+        ) from None

@@ -24,7 +24,6 @@ from detlab.data.detection_utils import (
     create_keypoint_hflip_indices,
     filter_empty_instances,
     get_bbox,
-    read_image,
     transform_annotations,
     transform_proposals,
 )
@@ -33,6 +32,7 @@ from detlab.data.transforms.augmentation_impl import RandomCrop
 from detlab.structures.instances import Instances
 from detlab.structures.keypoints import Keypoints
 from detlab.structures.masks import BitMasks, PolygonMasks
+from detlab.utils.image import read_image, read_label_map
 
 __all__ = ["DatasetMapper"]
 
@@ -136,7 +136,7 @@ class DatasetMapper:
         sem_seg_file = sample.pop("sem_seg_file_name", None)
         image = read_image(sample["file_name"], format=self.image_format)
         check_image_size(sample, image)
-        sem_seg = read_image(sem_seg_file, "L").squeeze(2) if self.is_train and sem_seg_file is not None else None
+        sem_seg = read_label_map(sem_seg_file) if self.is_train and sem_seg_file is not None else None
 
         with _naming(sample["file_name"]):
             self._check_labels(annotations)

@@ -1,23 +1,21 @@
-"""The loader that training takes its batches from."""
+"""The loader that training takes its batches from, and how a training goes through any loader."""
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
-import sys
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import torch
 from torch.utils.data import DataLoader, Dataset
 
 from detlab.data.batches import BatchPlan
 from detlab.data.stream import StreamDataset
+from detlab.data.workers import worker_options
+from detlab.utils.serialize import PicklableWrapper
 
-__all__ = ["TrainingLoader", "raise_open_file_limit", "worker_options"]
+__all__ = ["TrainingLoader", "checked_start", "endless_batches"]
 
-# Each tensor that a worker hands over holds a file open until it is freed.
-OPEN_FILES = 65536
+logger = logging.getLogger(__name__)
 
 
 class TrainingLoader:
@@ -29,6 +27,9 @@ class TrainingLoader:
         loader.load_state_dict(state)
         loader.set_start_iteration(iteration)
         for batch in loader: ...
+
+    With a sampler that ends, batches are counted over all passes, an ``iter()`` ends with the pass that it begins in,
+    and when it was taken to its end the next one is the whole next pass.
 
     Args:
         dataset: map-style; gives samples.
@@ -57,8 +58,8 @@ class TrainingLoader:
         self._loader: DataLoader = DataLoader(
             StreamDataset(dataset),
             batch_sampler=plan,  # type: ignore[arg-type]
-            collate_fn=collate_fn,
-            **{**worker_options(num_workers), **options},
+            collate_fn=PicklableWrapper(collate_fn),
+            **worker_options(num_workers, **options),
         )
 
     @property
@@ -67,7 +68,16 @@ class TrainingLoader:
         return getattr(self.plan, "sampler", None)
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self._loader)
+        # Workers begin now, not when the first batch is asked for.
+        return self._give(iter(self._loader), self.plan.start)
+
+    def _give(self, batches: Iterator[Any], number: int) -> Iterator[Any]:
+        for batch in batches:
+            number += 1
+            yield batch
+            # The next one is waited for without keeping this one.
+            del batch
+        self.plan.start = number
 
     def set_start_iteration(self, iteration: int) -> None:
         """The next ``iter()`` begins with batch number ``iteration``, counted from 0 for a fresh training.
@@ -75,9 +85,7 @@ class TrainingLoader:
         Raises:
             ValueError: ``iteration`` is negative.
         """
-        if iteration < 0:
-            raise ValueError(f"a training starts at iteration 0 or later, not at {iteration}")
-        self.plan.start = iteration
+        self.plan.start = checked_start(iteration)
 
     def state_dict(self) -> dict[str, int]:
         """What, with the number of an iteration, tells all batches from there on."""
@@ -88,25 +96,75 @@ class TrainingLoader:
         self.plan.seed = int(state["seed"])
 
 
-def worker_options(num_workers: int) -> dict[str, Any]:
-    """Arguments of ``DataLoader`` for this many worker processes."""
-    # With a generator of its own the loader does not draw from the global one, on which training depends.
-    options: dict[str, Any] = {"num_workers": num_workers, "generator": torch.Generator().manual_seed(0)}
-    if num_workers > 0:
-        raise_open_file_limit()
-        if sys.platform == "linux" and "fork" in multiprocessing.get_all_start_methods():
-            # Starts in milliseconds, shares the dataset's memory, and takes mappers that cannot be pickled. Processes
-            # that were spawned themselves, as by ``launch``, would spawn their workers as well if nothing was said.
-            options["multiprocessing_context"] = "fork"
-    return options
+def checked_start(iteration: int) -> int:
+    """The number of a batch to start with.
+
+    Raises:
+        ValueError: it is negative.
+    """
+    if iteration < 0:
+        raise ValueError(f"a training starts at iteration 0 or later, not at {iteration}")
+    return iteration
 
 
-def raise_open_file_limit() -> None:
-    """Lets this process and its workers have as many files open as the system allows, up to 65,536."""
-    with contextlib.suppress(ImportError, OSError, ValueError):
-        import resource
+# ------------------------------------------------------------------------------------------------- any loader
 
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
-        if soft != resource.RLIM_INFINITY and soft < wanted:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+def endless_batches(data_loader: Iterable[Any], start_iteration: int) -> Iterator[Any]:
+    """The batches of a loader, over and over, as a training takes them that goes on at an iteration.
+
+    Args:
+        data_loader: if it has ``set_start_iteration(iteration)``, that is called before each pass with the number of
+            the batch that comes next: counted over all passes, or if the loader has a length, within the pass. If it
+            has a length, or cannot begin anywhere but at the front, its ``set_epoch`` or that of its ``sampler`` is
+            called with the number of the pass.
+        start_iteration: the number of the first batch, counted over all passes.
+
+    Raises:
+        ValueError: a pass has no batch.
+    """
+    seek = getattr(data_loader, "set_start_iteration", None)
+    length = _length_of(data_loader)
+    number, pass_number = start_iteration, start_iteration // length if length else 0
+    if seek is None and isinstance(data_loader, Sequence) and length:
+        yield from data_loader[number % length :]
+        number, pass_number = 0, pass_number + 1
+    elif seek is None and (number % length if length else number):
+        logger.warning(
+            f"{type(data_loader).__name__} cannot begin at iteration {number}: the resumed run starts a new pass "
+            "through it. Give it set_start_iteration(iteration), as the loaders of build_detection_train_loader have"
+        )
+    while True:
+        if length or seek is None:
+            _set_epoch(data_loader, pass_number)
+        if seek is not None:
+            seek(number % length if length else number)
+        is_empty = True
+        for batch in data_loader:
+            is_empty = False
+            number += 1
+            yield batch
+            # The next one is waited for without keeping this one.
+            del batch
+        if not is_empty:
+            pass_number += 1
+        elif seek is None or number == 0:
+            raise ValueError("the data loader gives no batch: is the data set smaller than one batch?")
+        else:
+            # It seems to count within a pass, and to be at its end.
+            number = 0
+
+
+def _length_of(data_loader: Any) -> int | None:
+    """Batches in a pass; None if the loader does not know."""
+    try:
+        return len(data_loader)
+    except TypeError:
+        return None
+
+
+def _set_epoch(data_loader: Any, number: int) -> None:
+    owner = data_loader if hasattr(data_loader, "set_epoch") else getattr(data_loader, "sampler", None)
+    set_epoch = getattr(owner, "set_epoch", None)
+    if set_epoch is not None:
+        set_epoch(number)

@@ -13,7 +13,7 @@ import os
 import sys
 import tempfile
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from detlab.checkpoint.detection_checkpoint import DetectionCheckpointer
 from detlab.config.config import CfgNode, get_cfg
+from detlab.config.constraints import check_config
 from detlab.config.lazy import LazyConfig
 from detlab.data.build import build_detection_test_loader, build_detection_train_loader
 from detlab.data.catalog import MetadataCatalog
@@ -50,6 +51,7 @@ from detlab.modeling.meta_arch.build import build_model
 from detlab.solver.build import build_lr_scheduler, build_optimizer
 from detlab.utils import comm
 from detlab.utils.collect_env import collect_env_info
+from detlab.utils.devices import device_kind
 from detlab.utils.env import seed_all_rng
 from detlab.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
 from detlab.utils.file_io import PathManager, read_text, write_atomically
@@ -115,9 +117,11 @@ def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParse
         metavar="FILE_OR_MODULE",
         help="Python code to load before the config is read, in every process; may be given several times",
     )
-    parser.add_argument("--num-gpus", type=int, default=1, help="processes on each machine, one for each GPU")
-    parser.add_argument("--num-machines", type=int, default=1)
-    parser.add_argument("--machine-rank", type=int, default=0, help="number of this machine, from 0")
+    parser.add_argument(
+        "--num-gpus", type=_from(0), default=1, help="processes on each machine, one for each GPU; 0 is one on the CPU"
+    )
+    parser.add_argument("--num-machines", type=_from(1), default=1)
+    parser.add_argument("--machine-rank", type=_from(0), default=0, help="number of this machine, from 0")
     parser.add_argument(
         "--dist-url",
         default="auto",
@@ -130,6 +134,17 @@ def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParse
         help="settings to change, after all other arguments: 'KEY VALUE' pairs, for Python configs 'path.key=value'",
     )
     return parser
+
+
+def _from(lowest: int) -> Callable[[str], int]:
+    """The type of an argument that is a whole number from ``lowest`` on."""
+
+    def read(text: str) -> int:
+        if not text.strip().lstrip("+-").isdecimal() or int(text) < lowest:
+            raise argparse.ArgumentTypeError(f"must be a whole number from {lowest} on, got {text!r}")
+        return int(text)
+
+    return read
 
 
 def config_from_args(args: argparse.Namespace) -> CfgNode:
@@ -161,9 +176,12 @@ def default_setup(cfg: CfgNode | DictConfig, args: argparse.Namespace) -> None:
         OSError: nothing can be written to the output directory.
         OutputDirInUseError: another process trains into the output directory. From here on to the end of
             ``DefaultTrainer.train``, or of this process, no other can.
-        ValueError: the config wants a GPU and there is none, or an unknown device or precision.
+        ValueError: the config has values that its keys may not hold or that contradict each other, wants a GPU and
+            there is none, or names a device that torch does not know.
     """
     import_user_modules(getattr(args, "imports", []))
+    if isinstance(cfg, CfgNode):
+        check_config(cfg, training=not getattr(args, "eval_only", False))
     _check_device(cfg)
     output_dir = _setting(cfg, "OUTPUT_DIR", "train.output_dir", "")
     rank = comm.get_rank()
@@ -204,11 +222,7 @@ def _check_device(cfg: CfgNode | DictConfig) -> None:
     name, cure = ("MODEL.DEVICE", "MODEL.DEVICE cpu")
     if not isinstance(cfg, CfgNode):
         name, cure = ("train.device", "train.device=cpu")
-    try:
-        kind = torch.device(device).type
-    except RuntimeError:
-        raise ValueError(f"{name} is {device!r}; it is 'cuda', one GPU such as 'cuda:0', or 'cpu'") from None
-    if kind == "cuda" and not torch.cuda.is_available():
+    if device_kind(device, name) == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"{name} is {device!r} but torch finds no GPU; to run on the CPU, add {cure} to the command")
 
 
@@ -361,6 +375,7 @@ class DefaultTrainer(TrainerBase):
         super().__init__()
         if not logger.isEnabledFor(logging.INFO):
             setup_logger()
+        check_config(cfg)
         cfg = self.auto_scale_workers(cfg, comm.get_world_size()).clone()
         cfg.freeze()
         self.cfg = cfg
@@ -710,6 +725,7 @@ class DefaultPredictor:
     """
 
     def __init__(self, cfg: CfgNode) -> None:
+        check_config(cfg, training=False)
         self.cfg = cfg.clone()
         self.cfg.freeze()
         if cfg.INPUT.FORMAT not in ("RGB", "BGR"):

@@ -20,6 +20,7 @@ import torch.multiprocessing as mp
 
 from detlab.engine.interruption import Signals, StoppedBySignal, stopping
 from detlab.utils import comm
+from detlab.utils.devices import device_kind
 
 __all__ = ["DEFAULT_TIMEOUT", "launch", "launch_from_args"]
 
@@ -117,7 +118,7 @@ def launch_from_args(main_func: Callable[..., Any], args: argparse.Namespace, de
 def _kind_of(device: str | None) -> str:
     if device is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
-    kind = torch.device(device).type
+    kind = device_kind(device, "the device (MODEL.DEVICE, in Python configs train.device)")
     if kind not in ("cuda", "cpu"):
         raise ValueError(f"processes can be started for devices 'cuda' and 'cpu', not for {device!r}")
     return kind

@@ -32,9 +32,9 @@ NO_EVALUATOR = (
 def check_test_side(cfg: CfgNode, trainer_class: Any, is_test_overridden: bool) -> None:
     """Make sure that ``trainer_class.test(cfg, model)`` will find what it needs; all ranks must call it.
 
-    Looks at the sizes of images and at ``TEST.EXPECTED_RESULTS``, and for each of ``DATASETS.TEST`` builds loader and
-    evaluator, by the trainer's own methods, and drops them. No image is read, no worker started, and the state of the
-    random generators stays as it is.
+    Looks at ``TEST.EXPECTED_RESULTS``, and for each of ``DATASETS.TEST`` builds loader and evaluator, by the trainer's
+    own methods, and drops them. No image is read, no worker started, and the state of the random generators stays as
+    it is. Single settings are checked by :func:`detlab.config.constraints.check_config`.
 
     Args:
         cfg: of the run.
@@ -47,7 +47,6 @@ def check_test_side(cfg: CfgNode, trainer_class: Any, is_test_overridden: bool) 
         ValueError: a setting is wrong.
         Exception: whatever building a loader or an evaluator raises, after a line in the log that says of which set.
     """
-    _check_image_sizes(cfg)
     _check_expectations(cfg, is_test_overridden)
     with random_state_of(0, 0):
         for name in cfg.DATASETS.TEST:
@@ -69,14 +68,6 @@ def _try_out(cfg: CfgNode, trainer_class: Any, name: str, is_test_overridden: bo
         trainer_class.build_evaluator(cfg, name)
     except NotImplementedError:
         logger.warning(NO_EVALUATOR.format(trainer_class.__name__, name))
-
-
-def _check_image_sizes(cfg: CfgNode) -> None:
-    shortest, longest = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
-    if shortest < 0:
-        raise ValueError(f"INPUT.MIN_SIZE_TEST is {shortest}; it is the shorter edge in pixels, or 0 to resize nothing")
-    if longest < 1:
-        raise ValueError(f"INPUT.MAX_SIZE_TEST is {longest}; it bounds the longer edge, in pixels")
 
 
 def _check_expectations(cfg: CfgNode, is_test_overridden: bool) -> None:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel
 
 from detlab.checkpoint.optimizer_state import check_optimizer_state
+from detlab.data.loader import endless_batches
 from detlab.engine import interruption
 from detlab.utils import comm
 from detlab.utils.events import EventStorage, get_event_storage
@@ -329,9 +330,9 @@ class SimpleTrainer(TrainerBase):
 
     Args:
         model: called with a batch; gives a dict of scalar losses, or one loss. It is put into training mode.
-        data_loader: an iterable of batches. A finite one is started again at its end. If it has a method
-            ``set_start_iteration(iteration)``, that is called before its first batch is taken; ``state_dict`` and
-            ``load_state_dict`` become part of the trainer's state.
+        data_loader: an iterable of batches. A finite one is started again at its end. It is told where to begin: see
+            :func:`~detlab.data.loader.endless_batches`; its ``state_dict`` and ``load_state_dict``, if it has them,
+            become part of the trainer's state.
         optimizer: a torch optimizer.
         gather_metric_period: look at the losses every so many iterations, which costs a wait for the device and, in a
             distributed run, an exchange between ranks; the losses of the iterations between are kept and then written.
@@ -416,7 +417,7 @@ class SimpleTrainer(TrainerBase):
     def _data_loader_iter(self) -> Iterator[Any]:
         """The batches from the present iteration on, opened when the first is asked for."""
         if self._batches is None:
-            self._batches = _endless_batches(self.data_loader, self.iter)
+            self._batches = endless_batches(self.data_loader, self.iter)
         return self._batches
 
     def reset_data_loader(self, data_loader_builder: Callable[[], Iterable[Any]]) -> None:
@@ -581,19 +582,6 @@ class AMPTrainer(SimpleTrainer):
         super().load_state_dict(state_dict)
         if state_dict.get("grad_scaler") and self.grad_scaler.is_enabled():
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
-
-
-def _endless_batches(data_loader: Iterable[Any], start_iteration: int) -> Iterator[Any]:
-    """The batches of a loader, over and over; one that can begins at that of ``start_iteration``."""
-    if hasattr(data_loader, "set_start_iteration"):
-        data_loader.set_start_iteration(start_iteration)
-    while True:
-        is_empty = True
-        for batch in data_loader:
-            is_empty = False
-            yield batch
-        if is_empty:
-            raise ValueError("the data loader gives no batch: is the data set smaller than one batch?")
 
 
 # ---------------------------------------------------------------------------------------------- losses and metrics

@@ -10,20 +10,41 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from pycocotools.cocoeval import COCOeval
 
+from detlab.data.datasets.coco_format import CocoContent
 from detlab.evaluation.fast_eval_api import COCOeval_opt
-from detlab.utils.file_io import read_json
+from detlab.utils.garbage import no_garbage_collection
+from detlab.utils.mask_codes import LONG_OUTLINE, with_bounded_outlines
 from detlab.utils.optional import available, require
 
 logger = logging.getLogger(__name__)
 
 DETECTION_MAX_DETS = (1, 10, 100)
 KEYPOINT_MAX_DETS = (20,)
+
+NEEDED_KEYS = {
+    "bbox": ("bbox", "area"),
+    "segm": ("segmentation", "area"),
+    "keypoints": ("keypoints", "bbox", "area"),
+}
+"""By task, of an annotation."""
+ANNOTATION_KEYS = (
+    "id",
+    "image_id",
+    "category_id",
+    "iscrowd",
+    "bbox",
+    "area",
+    "segmentation",
+    "keypoints",
+    "num_keypoints",
+)
 
 
 class Curves(NamedTuple):
@@ -92,32 +113,37 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def read_ground_truth(json_file: str) -> dict[str, Any]:
-    """A COCO annotation file as ``checked_ground_truth`` returns it.
-
-    Raises:
-        ValueError: the file is no json, or not in COCO's form.
-    """
-    return checked_ground_truth(read_json(json_file, "annotation file"), json_file)
-
-
-def checked_ground_truth(dataset: dict[str, Any], source: str) -> dict[str, Any]:
-    """Complete what many exporters leave out and the official code cannot do without.
+def ground_truth_of(content: CocoContent) -> dict[str, Any]:
+    """What the implementations take, completed by what exporters leave out and the official code cannot do without.
 
     Missing ``iscrowd`` means 0, a missing ``area`` is that of the box, and ``num_keypoints`` counts the labelled ones;
-    where some objects have keypoints, the others have none that are labelled.
-    Annotation ids that are repeated, or 0 (which the protocol takes for "not matched"), are given anew: nothing but
-    identity depends on them.
+    where some objects have keypoints, the others have none that are labelled. Outlines so long that drawing them takes
+    gigabytes become run lengths.
+    Annotation ids that are missing, repeated, or 0 (which the protocol takes for "not matched"), are given anew:
+    nothing but identity depends on them.
 
-    Raises:
-        ValueError: it does not hold images and categories.
+    Args:
+        content: read for evaluation. Its dictionaries are not changed; the lists in them are shared.
+
+    Returns:
+        A COCO dataset; without ``annotations`` where they are not public.
     """
-    if not isinstance(dataset, dict) or not {"images", "categories"} <= set(dataset):
-        raise ValueError(f"{source} is not in COCO's form: an object with 'images', 'annotations' and 'categories'")
-    annotations = dataset.get("annotations")
-    if annotations is None:
-        return dataset
-    num_values = max((len(annotation.get("keypoints") or ()) for annotation in annotations), default=0)
+    with no_garbage_collection():
+        dataset: dict[str, Any] = {
+            "info": {},
+            "images": _with_keys(content.images, ("id", "height", "width")),
+            "categories": _with_keys(content.categories, ("id", "name")),
+        }
+        if content.annotations is not None:
+            dataset["annotations"] = _with_keys(content.annotations, ANNOTATION_KEYS)
+            sizes = {image["id"]: (image.get("height"), image.get("width")) for image in dataset["images"]}
+            _complete(dataset["annotations"], sizes)
+            _number(dataset["annotations"], content.source)
+    return dataset
+
+
+def _complete(annotations: list[dict[str, Any]], sizes: dict[Any, tuple[int | None, int | None]]) -> None:
+    num_values = max((len(annotation.get("keypoints", ())) for annotation in annotations), default=0)
     for annotation in annotations:
         annotation.setdefault("iscrowd", 0)
         if "area" not in annotation and "bbox" in annotation:
@@ -126,34 +152,69 @@ def checked_ground_truth(dataset: dict[str, Any], source: str) -> dict[str, Any]
             annotation["keypoints"], annotation["num_keypoints"] = [0] * num_values, 0
         if num_values and "num_keypoints" not in annotation:
             annotation["num_keypoints"] = sum(visible > 0 for visible in annotation["keypoints"][2::3])
-    ids = {annotation.get("id", 0) for annotation in annotations}
-    if len(ids) < len(annotations) or 0 in ids or not _are_integers(ids):
+        mask = annotation.get("segmentation")
+        if mask is not None and (type(mask) is not list or not _are_short(mask)):
+            annotation["segmentation"] = _plain_mask(mask, *sizes[annotation["image_id"]])
+
+
+def _number(annotations: list[dict[str, Any]], source: str) -> None:
+    ids = [annotation.get("id", 0) for annotation in annotations]
+    if not _are_natural(ids) or 0 in ids or len(set(ids)) < len(ids):
         logger.warning(f"annotation ids of {source} are not distinct positive integers; numbered anew for evaluation")
         for number, annotation in enumerate(annotations, start=1):
             annotation["id"] = number
-    return dataset
 
 
-def _are_integers(ids: Iterable[Any]) -> bool:
-    return all(isinstance(value, int) for value in ids)
+def _with_keys(entries: Iterable[dict[str, Any]], keys: Sequence[str]) -> list[dict[str, Any]]:
+    """Copies with these keys alone, where there is a value: other code cannot stumble over the rest."""
+    return [{key: value for key in keys if (value := entry.get(key)) or value == 0} for entry in entries]
+
+
+def _are_short(polygons: list[list[float]]) -> bool:
+    """Whether polygons can be drawn in little memory, by a bound that is quickly told.
+
+    An outline, and the way from the origin to it, is no longer than twice the sum of its corners' distances from the
+    origin, and that is no more than their root mean square allows.
+    """
+    return all(2 * math.sqrt(len(polygon)) * math.hypot(*polygon) <= LONG_OUTLINE for polygon in polygons)
+
+
+def _plain_mask(mask: Any, height: int | None, width: int | None) -> Any:
+    """A mask that can be drawn in little memory, as json has it."""
+    if isinstance(mask, list):
+        if height is None or width is None:
+            return mask
+        mask = with_bounded_outlines(mask, height, width)
+    if isinstance(mask, dict) and isinstance(mask["counts"], bytes):
+        return {**mask, "counts": mask["counts"].decode("ascii")}
+    return mask
+
+
+def _are_natural(ids: Iterable[Any]) -> bool:
+    """Whether all are integers from 0 to where floats begin to leave some out."""
+    return all(type(value) is int and 0 <= value < 2**53 for value in ids)
+
+
+def _suits_hotcoco(ground_truth: dict[str, Any]) -> bool:
+    ids = (entry["id"] for kind in ("images", "categories") for entry in ground_truth[kind])
+    return _are_natural(ids) and all(len(one.get("bbox", ())) in (0, 4) for one in ground_truth["annotations"])
 
 
 class Protocol:
     """Ground truth in the hands of one implementation of the evaluation.
 
     Args:
-        ground_truth: a COCO dataset with annotations, from ``checked_ground_truth``.
-        use_fast_impl: hotcoco if it is installed and the ids are integers, as it needs, else ``COCOeval_opt``; when
-            False, pycocotools itself.
+        ground_truth: a COCO dataset with annotations, from ``ground_truth_of``.
+        use_fast_impl: hotcoco if it is installed and the ids are natural numbers and boxes upright, as it needs, else
+            ``COCOeval_opt``; when False, pycocotools itself.
     """
 
     def __init__(self, ground_truth: dict[str, Any], use_fast_impl: bool = True):
         self._dataset = ground_truth
         self._coco: Any
         self._evaluator: Callable[..., Any]
-        ids = (entry["id"] for kind in ("images", "categories") for entry in ground_truth[kind])
-        if use_fast_impl and available("hotcoco") and _are_integers(ids):
-            hotcoco = require("hotcoco", "eval", "fast COCO evaluation")
+        if use_fast_impl and available("hotcoco") and _suits_hotcoco(ground_truth):
+            hotcoco = require("hotcoco", purpose="fast COCO evaluation")
             self.implementation = "hotcoco"
             self._coco, self._evaluator = hotcoco.COCO(ground_truth), hotcoco.COCOeval
             return
@@ -221,14 +282,7 @@ class Protocol:
 
     def lack(self, task: str) -> str | None:
         """What the ground truth would need for a task, in words; None if it has everything."""
-        field = {"segm": "segmentation", "keypoints": "keypoints"}.get(task, "bbox")
-        for annotation in self._dataset["annotations"]:
-            if not annotation.get(field):
-                return (
-                    f"the {task} task needs {field!r} in every annotation of the ground truth; annotation "
-                    f"{annotation['id']} of image {annotation['image_id']} has none"
-                )
-        return None
+        return lack_for(task, self._dataset)
 
     def _check_sigmas(self, num_predicted: int, num_sigmas: int) -> None:
         annotations = self._dataset["annotations"]
@@ -238,3 +292,41 @@ class Protocol:
                 f"{num_true} keypoints in the ground truth, {num_predicted} in the predictions, and {num_sigmas} "
                 "sigmas: set TEST.KEYPOINT_OKS_SIGMAS (kpt_oks_sigmas of COCOEvaluator) to one sigma for each keypoint"
             )
+
+
+def lack_for(task: str, ground_truth: dict[str, Any]) -> str | None:
+    """What a ground truth would need for a task, in words; None if it has everything."""
+    for annotation in ground_truth["annotations"]:
+        if absent := [key for key in NEEDED_KEYS[task] if key not in annotation]:
+            return (
+                f"the {task} task needs {absent[0]!r} in every annotation of the ground truth; {_name(annotation)} "
+                "has none"
+            )
+        if task != "segm" and len(annotation["bbox"]) != 4:
+            return f"the {task} task is for upright boxes; {_name(annotation)} has a rotated one, of 5 numbers"
+    if task == "segm":
+        return _lack_of_sizes(ground_truth)
+    return _lack_of_one_skeleton(ground_truth) if task == "keypoints" else None
+
+
+def _lack_of_sizes(ground_truth: dict[str, Any]) -> str | None:
+    unknown = {image["id"] for image in ground_truth["images"] if not {"height", "width"} <= image.keys()}
+    images = (annotation["image_id"] for annotation in ground_truth["annotations"])
+    image_id = next((image_id for image_id in images if image_id in unknown), None)
+    return None if image_id is None else f"the segm task needs 'height' and 'width' of image {image_id}"
+
+
+def _lack_of_one_skeleton(ground_truth: dict[str, Any]) -> str | None:
+    annotations = ground_truth["annotations"]
+    for annotation in annotations:
+        first, other = len(annotations[0]["keypoints"]), len(annotation["keypoints"])
+        if first != other:
+            return (
+                "the keypoints task needs as many keypoints in every annotation of the ground truth; "
+                f"{_name(annotations[0])} has {first // 3}, {_name(annotation)} has {other // 3}"
+            )
+    return None
+
+
+def _name(annotation: dict[str, Any]) -> str:
+    return f"annotation {annotation['id']} of image {annotation['image_id']}"

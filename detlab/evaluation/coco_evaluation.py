@@ -17,17 +17,19 @@ from pycocotools.cocoeval import COCOeval
 
 from detlab.config.config import CfgNode
 from detlab.data.catalog import MetadataCatalog
+from detlab.data.datasets.coco import convert_to_coco_dict, convert_to_coco_json
+from detlab.data.datasets.coco_format import CocoContent, checked_coco, read_coco
 from detlab.evaluation._coco_protocol import (
     DETECTION_MAX_DETS,
     KEYPOINT_MAX_DETS,
     Curves,
     Protocol,
-    checked_ground_truth,
     detection_lines,
+    ground_truth_of,
     keypoint_lines,
+    lack_for,
     line_text,
     mean_of_line,
-    read_ground_truth,
 )
 from detlab.evaluation._mask_rle import encode_masks
 from detlab.evaluation._proposal_recall import LIMITS, overlaps_of_image, recall_table
@@ -73,7 +75,8 @@ class COCOEvaluator(DatasetEvaluator):
         use_fast_impl: use hotcoco if it is installed, else a vectorised implementation. The numbers are equal.
         kpt_oks_sigmas: spread of each keypoint, in units of the object's scale, as in
             http://cocodataset.org/#keypoints-eval; empty for those of COCO persons.
-        allow_cached_coco: use the file that an earlier conversion of the dataset left in ``output_dir``.
+        allow_cached_coco: keep the file that an earlier conversion left in ``output_dir``, if it was made of the same
+            images, annotations and classes as the dataset has now.
 
     Raises:
         FileNotFoundError: the dataset's ``json_file`` is not there.
@@ -171,22 +174,21 @@ class COCOEvaluator(DatasetEvaluator):
     def _ground_truth(self) -> dict[str, Any]:
         """Loaded when it is first needed: processes that only predict never read it."""
         if self._loaded_ground_truth is None:
-            json_file = self._metadata.get("json_file") or self._convert_dataset()
-            if isinstance(json_file, str):
-                self._loaded_ground_truth = read_ground_truth(json_file)
-            else:
-                self._loaded_ground_truth = checked_ground_truth(json_file, f"dataset {self._dataset_name!r}")
+            json_file = self._metadata.get("json_file")
+            content = self._convert_dataset() if json_file is None else read_coco(json_file, for_evaluation=True)
+            if not content.categories and content.annotations is not None:
+                raise ValueError(f"{content.source} lists no 'categories', without which there is nothing to evaluate")
+            self._loaded_ground_truth = ground_truth_of(content)
         return self._loaded_ground_truth
 
-    def _convert_dataset(self) -> str | dict[str, Any]:
-        from detlab.data.datasets.coco import convert_to_coco_dict, convert_to_coco_json
-
+    def _convert_dataset(self) -> CocoContent:
         if not self._output_dir:
-            return convert_to_coco_dict(self._dataset_name)
+            source = f"dataset {self._dataset_name!r}"
+            return checked_coco(convert_to_coco_dict(self._dataset_name), source, for_evaluation=True)
         path = os.path.join(self._output_dir, f"{self._dataset_name}_coco_format.json")
         logger.info(f"dataset {self._dataset_name!r} names no json_file; converting it to COCO's form in {path}")
         convert_to_coco_json(self._dataset_name, path, allow_cached=self._allow_cached_coco)
-        return path
+        return read_coco(path, for_evaluation=True)
 
     def _evaluate_instances(
         self, predictions: list[dict[str, Any]], img_ids: Sequence[int] | None
@@ -217,13 +219,11 @@ class COCOEvaluator(DatasetEvaluator):
             logger.warning(f"no detections in any image, so there is no {task} AP; is the score threshold too high?")
             self.summaries[task] = np.full(len(lines), -1.0)
             return dict.fromkeys(METRICS[task], float("nan"))
-        curves = protocol.run(
-            _results_of_task(task, detections),
-            task,
-            max_dets=max_dets,
-            oks_sigmas=self._kpt_oks_sigmas,
-            image_ids=img_ids,
-        )
+        found = _results_of_task(task, detections)
+        try:
+            curves = protocol.run(found, task, max_dets=max_dets, oks_sigmas=self._kpt_oks_sigmas, image_ids=img_ids)
+        except ValueError as error:
+            raise ValueError(f"{error} (dataset {self._dataset_name!r})") from error
         values = [mean_of_line(curves, line) for line in lines]
         self.summaries[task] = np.array(values)
         text = "\n".join(line_text(curves, line, value) for line, value in zip(lines, values))
@@ -275,6 +275,8 @@ class COCOEvaluator(DatasetEvaluator):
         if "annotations" not in ground_truth:
             logger.info(f"the annotations of {self._dataset_name!r} are not public: no recall of proposals")
             return {}
+        if lack := lack_for("bbox", ground_truth):
+            raise ValueError(f"proposals cannot be evaluated: {lack}")
         by_image: dict[Any, list[dict]] = {image["id"]: [] for image in ground_truth["images"]}
         for annotation in ground_truth["annotations"]:
             by_image[annotation["image_id"]].append(annotation)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import xml.etree.ElementTree as ElementTree
 from collections import OrderedDict, defaultdict
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -16,9 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from detlab.data.catalog import MetadataCatalog
+from detlab.data.datasets.pascal_voc import read_image_set, read_voc_annotation
 from detlab.evaluation.evaluator import DatasetEvaluator
 from detlab.utils import comm
-from detlab.utils.file_io import PathManager, read_text
+from detlab.utils.file_io import read_text
 from detlab.utils.logger import create_small_table
 
 logger = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class PascalVOCDetectionEvaluator(DatasetEvaluator):
         gathered = comm.gather(dict(self._detections), dst=0)
         if not comm.is_main_process():
             return None
-        image_ids = _read_image_set(self._image_set_file)
+        image_ids = read_image_set(self._image_set_file)
         records = {image_id: parse_rec(self._annotation_pattern.format(image_id)) for image_id in image_ids}
         precisions = np.full((len(self._class_names), len(IOU_PERCENTAGES)), np.nan)
         for index, name in enumerate(self._class_names):
@@ -126,10 +126,6 @@ def _once_per_image(parts: Sequence[list[Detection]]) -> list[Detection]:
     return [d for rank, part in enumerate(parts) for d in part if owner.setdefault(d.image_id, rank) == rank]
 
 
-def _read_image_set(path: str) -> list[str]:
-    return [line.split()[0] for line in read_text(path, "list of images").splitlines() if line.strip()]
-
-
 @cache
 def parse_rec(filename: str) -> list[dict[str, Any]]:
     """The objects of a VOC annotation file.
@@ -137,18 +133,20 @@ def parse_rec(filename: str) -> list[dict[str, Any]]:
     Returns:
         Dicts with ``name``, ``pose``, ``truncated``, ``difficult``, and ``bbox`` [x1, y1, x2, y2] in whole pixels
         counted from 1. The lists are kept and shared: do not change them.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no VOC annotation; the message names the file.
     """
-    with PathManager.open(filename, "rb") as file:
-        root = ElementTree.parse(file).getroot()
     return [
         {
-            "name": element.findtext("name"),
-            "pose": element.findtext("pose"),
-            "truncated": int(element.findtext("truncated", "0")),
-            "difficult": int(element.findtext("difficult", "0")),
-            "bbox": [int(float(element.findtext(f"bndbox/{side}", ""))) for side in ("xmin", "ymin", "xmax", "ymax")],
+            "name": obj.name,
+            "pose": obj.pose,
+            "truncated": obj.truncated,
+            "difficult": obj.difficult,
+            "bbox": [int(value) for value in obj.corners],
         }
-        for element in root.iter("object")
+        for obj in read_voc_annotation(filename).objects
     ]
 
 
@@ -245,11 +243,31 @@ def voc_eval(
 
     Returns:
         Recall (D,), precision (D,), average precision.
+
+    Raises:
+        FileNotFoundError: one of the files is not there.
+        ValueError: one is not in its form; the message names it.
     """
-    image_ids = _read_image_set(imagesetfile)
+    image_ids = read_image_set(imagesetfile)
     records = {image_id: parse_rec(annopath.format(image_id)) for image_id in image_ids}
-    lines = read_text(detpath.format(classname), "file of detections").splitlines()
-    rows = [line.split() for line in lines if line.strip()]
-    detections = [Detection(row[0], float(row[1]), np.array(row[2:6], dtype=float)) for row in rows]
+    detections = _read_detections(detpath.format(classname))
     curve = match_class(detections, _targets_of_class(records, classname), ovthresh)
     return curve.recall, curve.precision, voc_ap(curve.recall, curve.precision, use_07_metric)
+
+
+def _read_detections(path: str) -> list[Detection]:
+    detections = []
+    for number, line in enumerate(read_text(path, "file of detections").splitlines(), start=1):
+        if not line.strip():
+            continue
+        image_id, *values = line.split()
+        try:
+            score, *box = map(float, values)
+        except ValueError:
+            box = []
+        if len(box) != 4:
+            raise ValueError(
+                f"line {number} of {path} is {line[:80]!r}; a detection is an image id, a score and x1, y1, x2, y2"
+            )
+        detections.append(Detection(image_id, score, np.array(box)))
+    return detections

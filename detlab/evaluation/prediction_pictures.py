@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from detlab.data.catalog import DatasetCatalog, MetadataCatalog
+from detlab.data.datasets.entries import Entries, are_within, is_number
 from detlab.structures.boxes import Boxes
 from detlab.structures.instances import Instances
 from detlab.utils.colormap import colormap
 from detlab.utils.file_io import read_json, write_atomically
 from detlab.utils.image import read_image
+from detlab.utils.mask_codes import MAX_COORDINATE, checked_polygons, checked_rle
 from detlab.utils.visualizer import ColorMode, GenericMask, Visualizer
 
 BACKGROUND = 255
@@ -26,15 +29,42 @@ def read_results(json_file: str) -> dict[Any, list[dict[str, Any]]]:
     """The predictions of a COCO results file by image id.
 
     Raises:
-        ValueError: the file is not a list of predictions.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not a list of predictions, or one of them lacks its image, category or score, or has
+            something else in the place of a box, mask or keypoints; the message names the file and the prediction.
     """
-    results = read_json(json_file, "file of results")
-    if not isinstance(results, list) or not all("image_id" in result for result in results):
-        raise ValueError(f"{json_file} is not in COCO's results format: a list of objects with an image_id each")
+    content = read_json(json_file, "file of results")
+    if not isinstance(content, list):
+        raise ValueError(f"{json_file} is not in COCO's results format: a list of predictions with an image_id each")
+    results = Entries(content, "prediction", json_file)
+    results.check_ids("image_id", "the id of an image")
+    results.check_ids("category_id", "the id of a category")
+    scores = results.check_types("score", (int, float), "it is a number")
+    results.refuse_first("score", scores, lambda score: is_number(score) and math.isfinite(score), "it is finite")
+    _check_numbers(results, "bbox", lambda n: n == 4, "a box is [x, y, width, height]")
+    _check_numbers(
+        results, "keypoints", lambda n: n > 0 and n % 3 == 0, "keypoints are [x, y, score, x, y, score, ...]"
+    )
     by_image = defaultdict(list)
-    for result in results:
+    for place, result in enumerate(results.all):
+        if "segmentation" in result:
+            result["segmentation"] = _checked_mask(result["segmentation"], f"{results.name_of(place)} in {json_file}")
         by_image[result["image_id"]].append(result)
     return dict(by_image)
+
+
+def _check_numbers(results: Entries, key: str, is_length: Callable[[int], bool], cure: str) -> None:
+    values = results.check_types(key, (list,), cure, optional=True)
+    results.refuse_first(
+        key, values, lambda row: row is None or (is_length(len(row)) and are_within([row], MAX_COORDINATE)), cure
+    )
+
+
+def _checked_mask(mask: Any, where: str) -> Any:
+    if isinstance(mask, list):
+        checked_polygons(mask, where)
+        return mask
+    return checked_rle(mask, where=where)
 
 
 def results_to_instances(

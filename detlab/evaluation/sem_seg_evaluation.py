@@ -18,6 +18,7 @@ from detlab.data.catalog import DatasetCatalog, MetadataCatalog
 from detlab.evaluation.evaluator import DatasetEvaluator
 from detlab.utils import comm
 from detlab.utils.file_io import PathManager, write_atomically, write_json
+from detlab.utils.image import read_image
 from detlab.utils.logger import create_small_table
 
 logger = logging.getLogger(__name__)
@@ -25,10 +26,7 @@ logger = logging.getLogger(__name__)
 
 def load_image_into_numpy_array(filename: str, dtype: np.dtype | str | None = None) -> np.ndarray:
     """The pixels of an image file, (H, W) for label maps, in the given type."""
-    from PIL import Image
-
-    with PathManager.open(filename, "rb") as file:
-        return np.asarray(Image.open(file), dtype=dtype)
+    return np.asarray(read_image(filename), dtype=dtype)
 
 
 class SemSegEvaluator(DatasetEvaluator):
@@ -72,7 +70,7 @@ class SemSegEvaluator(DatasetEvaluator):
         self._to_dataset = {
             index: dataset_id for dataset_id, index in (metadata.get("stuff_dataset_id_to_contiguous_id") or {}).items()
         }
-        self._label_files: dict[str, str] | None = None
+        self._label_files: dict[str, str | None] | None = None
         self.reset()
 
     def reset(self) -> None:
@@ -84,7 +82,8 @@ class SemSegEvaluator(DatasetEvaluator):
         """Count the pixels of a batch.
 
         Raises:
-            ValueError: a label outside the classes, or a label map of another size than the prediction.
+            ValueError: a label outside the classes, a label map of another size than the prediction, or an image
+                without one.
         """
         for dataset_dict, output in zip(inputs, outputs):
             predicted = output["sem_seg"].argmax(dim=0).to("cpu").numpy()
@@ -96,8 +95,14 @@ class SemSegEvaluator(DatasetEvaluator):
     def _label_file_of(self, file_name: str) -> str:
         if self._label_files is None:
             dicts = DatasetCatalog.get(self._dataset_name)
-            self._label_files = {entry["file_name"]: entry["sem_seg_file_name"] for entry in dicts}
-        return self._label_files[file_name]
+            self._label_files = {entry["file_name"]: entry.get("sem_seg_file_name") for entry in dicts}
+        label_file = self._label_files.get(file_name)
+        if label_file is None:
+            raise ValueError(
+                f"dataset {self._dataset_name!r} has no 'sem_seg_file_name' for image {file_name!r}; was the evaluator "
+                "made for another dataset than the loader?"
+            )
+        return label_file
 
     def _count(self, predicted: np.ndarray, labels: np.ndarray, label_file: str) -> np.ndarray:
         """(K + 1, K + 1) pixels by predicted and true class."""

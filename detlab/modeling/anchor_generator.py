@@ -60,16 +60,21 @@ def cell_centers(height: int, width: int, stride: int, offset: float, like: Tens
     return torch.stack((grid_x.reshape(-1), grid_y.reshape(-1)), dim=1)
 
 
-def _one_per_level(name: str, values: Sequence, num_levels: int) -> list:
-    """The values of each level: one entry serves all levels, a flat list of numbers is one entry."""
-    if not values:
-        raise ValueError(f"anchor {name} must not be empty")
-    per_level = [list(v) for v in values] if isinstance(values[0], Sequence) else [list(values)]
-    if len(per_level) == 1:
-        per_level *= num_levels
-    if len(per_level) != num_levels:
-        raise ValueError(f"anchor {name} has {len(per_level)} entries for {num_levels} feature levels: {values}")
-    return per_level
+def _one_per_level(name: str, values: Sequence, num_levels: int, above: float = 0.0) -> list:
+    """The values of each level, all above a bound: one entry serves all levels, a flat list of numbers is one entry."""
+    key = f"anchor {name} (MODEL.ANCHOR_GENERATOR.{name.upper()})"
+    per_level = [list(v) for v in values] if values and isinstance(values[0], Sequence) else [list(values)]
+    if not all(per_level):
+        raise ValueError(f"{key} must not be empty, nor hold an empty list; got {values}")
+    if not all(above < value < math.inf for level in per_level for value in level):
+        bound = "" if above == -math.inf else f" above {above:g}"
+        raise ValueError(f"{key} must be finite numbers{bound}; got {values}")
+    if len(per_level) not in (1, num_levels):
+        raise ValueError(
+            f"{key} has {len(per_level)} lists for {num_levels} feature maps; give one list for each map that "
+            f"IN_FEATURES names, or one for all; got {values}"
+        )
+    return per_level * num_levels if len(per_level) == 1 else per_level
 
 
 def _grid_settings(cfg, input_shape: list[ShapeSpec]) -> dict:
@@ -184,7 +189,7 @@ class RotatedAnchorGenerator(_GridAnchorGenerator):
         super().__init__()
         sizes = _one_per_level("sizes", sizes, len(strides))
         ratios = _one_per_level("aspect_ratios", aspect_ratios, len(strides))
-        angles = _one_per_level("angles", angles, len(strides))
+        angles = _one_per_level("angles", angles, len(strides), above=-math.inf)
         cells = [self.generate_cell_anchors(s, r, a) for s, r, a in zip(sizes, ratios, angles)]
         self._set_up(cells, strides, offset)
 

@@ -231,9 +231,17 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: Optimizer) -> LRScheduler:
     """The schedule of ``cfg.SOLVER``; its ``step()`` is called after each iteration.
 
     Raises:
-        ValueError: ``SOLVER.LR_SCHEDULER_NAME`` is unknown.
+        ValueError: ``SOLVER.LR_SCHEDULER_NAME`` is unknown, or ``SOLVER.MAX_ITER`` leaves no iteration.
     """
     solver = cfg.SOLVER
+    if solver.MAX_ITER < 1:
+        raise ValueError(f"a learning-rate schedule needs iterations, but SOLVER.MAX_ITER is {solver.MAX_ITER}")
+    if solver.WARMUP_ITERS >= solver.MAX_ITER:
+        logger.warning(
+            "SOLVER.WARMUP_ITERS=%d is not over within SOLVER.MAX_ITER=%d: the learning rate never reaches "
+            "SOLVER.BASE_LR=%g; for a short run lower WARMUP_ITERS",
+            *(solver.WARMUP_ITERS, solver.MAX_ITER, solver.BASE_LR),
+        )
     name = solver.LR_SCHEDULER_NAME
     if name not in _SCHEDULES:
         raise ValueError(f"SOLVER.LR_SCHEDULER_NAME={name!r} is unknown; it is one of {', '.join(_SCHEDULES)}")
@@ -270,10 +278,10 @@ def _falling(gamma: float, steps: list[int], max_iter: int) -> ParamScheduler:
 
 
 def _cosine(solver: CfgNode) -> ParamScheduler:
-    last_factor = solver.BASE_LR_END / solver.BASE_LR
-    if not 0 <= last_factor <= 1:
+    if not 0 <= solver.BASE_LR_END <= solver.BASE_LR:
         raise ValueError(f"SOLVER.BASE_LR_END={solver.BASE_LR_END} must lie between 0 and BASE_LR={solver.BASE_LR}")
-    return CosineParamScheduler(1.0, last_factor)
+    # A rate of 0 stays where it is.
+    return CosineParamScheduler(1.0, solver.BASE_LR_END / solver.BASE_LR if solver.BASE_LR else 1.0)
 
 
 _SCHEDULES: dict[str, Callable[[CfgNode], ParamScheduler]] = {

@@ -288,7 +288,7 @@ class PolygonMasks:
             (N, M, M) bool, on the device of ``boxes``.
 
         Raises:
-            ValueError: if there are not as many boxes as objects.
+            ValueError: if there are not as many boxes as objects, or a box is not finite.
         """
         _check_one_box_each(boxes, len(self))
         masks = _draw_within_boxes(self.polygons, boxes.detach().to("cpu", torch.float32).numpy(), mask_size)

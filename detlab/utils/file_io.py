@@ -25,6 +25,8 @@ __all__ = [
     "PathHandler",
     "PathManager",
     "RedirectHandler",
+    "address_of",
+    "check_no_special_file",
     "is_running",
     "locked",
     "open_text",
@@ -34,6 +36,10 @@ __all__ = [
     "write_atomically",
     "write_json",
 ]
+
+
+# By prefix.
+_REDIRECTS: dict[str, RedirectHandler] = {}
 
 
 class RedirectHandler(PathHandler):
@@ -48,6 +54,7 @@ class RedirectHandler(PathHandler):
         super().__init__()
         self._prefix = prefix
         self._target = target
+        _REDIRECTS[prefix] = self
 
     def _get_supported_prefixes(self) -> list[str]:
         return [self._prefix]
@@ -66,6 +73,12 @@ class RedirectHandler(PathHandler):
 
     def _isfile(self, path: str, **kwargs: Any) -> bool:
         return PathManager.isfile(self._resolve(path), **kwargs)
+
+
+def address_of(path: str) -> str:
+    """The address that a path with a prefix like ``detectron2://`` stands for; any other path as it is."""
+    prefix = path[: path.find("://") + 3]
+    return address_of(_REDIRECTS[prefix]._resolve(path)) if prefix in _REDIRECTS else path
 
 
 PathManager = _IopathManager()
@@ -130,12 +143,21 @@ def read_json(path: str, what: str = "file") -> Any:
             raise ValueError(f"the {what} {path} is not valid json ({error}); is the download complete?") from None
 
 
-def _check_is_file(path: str, what: str) -> None:
-    if PathManager.isfile(path):
-        return
-    if "://" not in path and os.path.exists(path):
-        # A pipe would be waited for until somebody writes to it.
+def check_no_special_file(path: str, what: str = "file") -> None:
+    """Refuses a local path that is there but no file; a pipe would be waited for until somebody writes to it.
+
+    Raises:
+        ValueError: it is a folder, pipe, socket or device.
+    """
+    if "://" not in path and os.path.exists(path) and not os.path.isfile(path):
         raise ValueError(f"the {what} {path} is no file but a folder, pipe or device")
+
+
+def _check_is_file(path: str, what: str) -> None:
+    # Not every handler of addresses can say whether there is a file; each can fetch it.
+    if os.path.isfile(PathManager.get_local_path(path) if "://" in path else path):
+        return
+    check_no_special_file(path, what)
     raise FileNotFoundError(f"the {what} {path} does not exist")
 
 

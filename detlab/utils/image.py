@@ -6,21 +6,31 @@ Shapes: H x W pixels, C colours, as numpy arrays (H, W, C). Formats are Pillow's
 
 from __future__ import annotations
 
+import warnings
 from typing import IO, Any
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from detlab.utils.file_io import PathManager
+from detlab.utils.file_io import PathManager, check_no_special_file
 
-__all__ = ["convert_PIL_to_numpy", "convert_image_to_rgb", "read_image"]
+__all__ = ["convert_PIL_to_numpy", "convert_image_to_rgb", "read_image", "read_label_map"]
 
 YUV_FORMAT = "YUV-BT.601"
 
 # ITU-R BT.601 for values in [0, 1]: rows are Y, U, V in terms of R, G, B, and the way back.
 RGB_TO_YUV = np.array([[0.299, 0.587, 0.114], [-0.14713, -0.28886, 0.436], [0.615, -0.51499, -0.10001]])
 YUV_TO_RGB = np.array([[1.0, 0.0, 1.13983], [1.0, -0.39465, -0.58060], [1.0, 2.03211, 0.0]])
+
+# Of one number for each pixel, not cut off at 255.
+SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
+DEEP_MODES = (*SIXTEEN_BIT_MODES, "I", "F")
+# Pillow has read 16 bits of these as 32.
+SIXTEEN_BIT_FORMATS = ("PNG", "PPM")
+
+# Pillow warns of each image from half the size on at which it refuses; in a dataset of large images that is too often.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 EXIF_ORIENTATION_TAG = 0x0112
 # EXIF orientation to the operation that sets the picture upright; 1 is upright.
@@ -38,6 +48,8 @@ UPRIGHT = {
 def read_image(file_name: str, format: str | None = None) -> np.ndarray:
     """Reads an image, upright by its EXIF orientation.
 
+    Of 16 bits a format of 8 bits keeps the high ones, as Pillow does for colours: 65535 becomes 255.
+
     Args:
         file_name: path or address.
         format: a mode of Pillow, ``"BGR"`` or ``"YUV-BT.601"``; None keeps the file's own mode.
@@ -47,27 +59,67 @@ def read_image(file_name: str, format: str | None = None) -> np.ndarray:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not an image that Pillow knows, or its end is missing; or the format is unknown.
+        ValueError: the file is not an image that Pillow knows, its end is missing, or it is larger than Pillow allows;
+            it is a folder, pipe or device; the format is unknown, or of 8 bits while the file's numbers, of 32, say
+            nothing about their range.
     """
+    image = _load(file_name)
+    try:
+        return convert_PIL_to_numpy(image, format)
+    except ValueError as error:
+        raise ValueError(f"image {file_name!r}: {error}") from None
+
+
+def read_label_map(file_name: str) -> np.ndarray:
+    """Reads a map of labels with the numbers that the file holds: of 16 bits all, of a palette the places in it.
+
+    Args:
+        file_name: path or address.
+
+    Returns:
+        (H, W), of the integer type of the file. Of coloured maps the brightness, uint8.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: as of :func:`read_image`, or the pixels are no integers.
+    """
+    image = _load(file_name)
+    if image.mode == "F":
+        raise ValueError(f"the label map {file_name!r} holds floating numbers; labels are integers")
+    if image.mode == "1":
+        return np.array(image).astype(np.uint8)
+    return np.array(image if image.mode in ("L", "P", "I") or image.mode in SIXTEEN_BIT_MODES else image.convert("L"))
+
+
+def _load(file_name: str) -> Image.Image:
+    check_no_special_file(file_name, "image")
     try:
         with PathManager.open(file_name, "rb") as file:
-            return _decode(file, file_name, format)
-    except FileNotFoundError:
+            return _upright(_decode(file, file_name))
+    except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(
             f"image {file_name!r} does not exist; check 'file_name' of the dataset's records and the image directory "
             "it was registered with (built-in datasets lie below $DETLAB_DATASETS)"
         ) from None
 
 
-def _decode(file: IO[Any], file_name: str, format: str | None) -> np.ndarray:
+def _decode(file: IO[Any], file_name: str) -> Image.Image:
     try:
         image = Image.open(file)
         image.load()
     except UnidentifiedImageError:
         raise ValueError(f"{file_name!r} is not an image that Pillow can read; remove or replace it") from None
-    except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise ValueError(
+            f"image {file_name!r} has more pixels than Pillow decodes ({error}); remove it, cut it into tiles, or, if "
+            "you trust it, set PIL.Image.MAX_IMAGE_PIXELS to half the number of its pixels or more"
+        ) from None
+    except MemoryError:
+        raise
+    except Exception as error:
+        # What Pillow's readers of the formats raise on wrong bytes is anything.
         raise ValueError(f"image {file_name!r} is damaged ({error}); download or copy it again") from error
-    return convert_PIL_to_numpy(_upright(image), format)
+    return image
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -76,11 +128,15 @@ def _upright(image: Image.Image) -> Image.Image:
     except Exception:
         # Metadata that cannot be parsed, which raises anything, says nothing about the picture.
         return image
-    return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
+    if orientation not in UPRIGHT:
+        return image
+    upright = image.transpose(UPRIGHT[orientation])
+    upright.format = image.format
+    return upright
 
 
 def convert_PIL_to_numpy(image: Image.Image, format: str | None) -> np.ndarray:
-    """Turns a Pillow image into an array.
+    """Turns a Pillow image into an array; see :func:`read_image` about 16 bits.
 
     Args:
         image: of any mode.
@@ -90,7 +146,7 @@ def convert_PIL_to_numpy(image: Image.Image, format: str | None) -> np.ndarray:
         (H, W, C) uint8, or float for ``"YUV-BT.601"``; C = 1 for ``"L"``.
 
     Raises:
-        ValueError: Pillow knows no such mode.
+        ValueError: Pillow knows no such mode, or it is of 8 bits and the image of 32.
     """
     if format is None:
         return np.array(image)
@@ -108,10 +164,26 @@ def convert_PIL_to_numpy(image: Image.Image, format: str | None) -> np.ndarray:
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:
     if image.mode == mode:
         return image
+    if mode not in DEEP_MODES:
+        image = _to_eight_bits(image, mode)
     try:
         return image.convert(mode)
     except ValueError as error:
         raise ValueError(f"cannot convert an image of mode {image.mode!r} to format {mode!r}: {error}") from None
+
+
+def _to_eight_bits(image: Image.Image, mode: str) -> Image.Image:
+    """Numbers of more bits scaled down, which Pillow itself would cut off at 255."""
+    if image.mode not in DEEP_MODES:
+        return image
+    numbers = np.asarray(image)
+    if image.mode in SIXTEEN_BIT_MODES or (image.mode == "I" and image.format in SIXTEEN_BIT_FORMATS):
+        return Image.fromarray((numbers >> 8).astype(np.uint8))
+    raise ValueError(
+        f"an image of {numbers.dtype} (mode {image.mode!r}, here from {numbers.min()} to {numbers.max()}) does not say "
+        f"which of its numbers is white, so it cannot become format {mode!r}; convert the file to 8 or 16 bits, or "
+        "read it with format None and scale it in a mapper of your own"
+    )
 
 
 def convert_image_to_rgb(image: np.ndarray | torch.Tensor, format: str | None) -> np.ndarray:

@@ -124,7 +124,7 @@ def _runs_of_list(counts: Any) -> np.ndarray:
         except (ValueError, OverflowError):
             runs = np.zeros(0)
         if runs.ndim == 1 and runs.dtype.kind in "iu":
-            return runs
+            return runs.astype(np.int64, copy=False)
     raise ValueError(
         f"the counts of an RLE are a list of whole numbers, or their compressed form as text; got {_shorten(counts)}"
     )
@@ -237,18 +237,16 @@ def _as_polygons(polygons: Any, name: Callable[[int], str], index: int) -> Polyg
 
 
 def _as_polygon(polygon: Any) -> np.ndarray:
-    values = polygon.detach().cpu().numpy() if isinstance(polygon, torch.Tensor) else polygon
+    values = polygon.detach().cpu() if isinstance(polygon, torch.Tensor) else polygon
     try:
-        values = np.asarray(values)
-    except (TypeError, ValueError):  # lists of unequal lengths
-        values = np.asarray(None)
-    if values.dtype.kind not in "iuf":
-        raise ValueError(f"a polygon holds numbers x0, y0, x1, y1, ...; got {_shorten(polygon)}")
+        values = np.asarray(values, dtype=np.float64)  # None becomes NaN
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"a polygon holds numbers x0, y0, x1, y1, ...; got {_shorten(polygon)}") from None
     if values.size < 6 or values.size % 2:
         raise ValueError(
             f"a polygon has {values.size} values, but needs x and y of at least 3 corners: {_shorten(polygon)}"
         )
-    return values.astype(np.float64, copy=False).reshape(-1)
+    return values.reshape(-1)
 
 
 def _are_within(polygons: Sequence[np.ndarray], limit: float) -> bool:
@@ -334,13 +332,13 @@ def _codes_of_polygons(polygons: Polygons, height: int, width: int) -> list[Rle]
 
 
 def _reach(polygons: Sequence[np.ndarray]) -> float:
-    """How far it is from the origin through all corners in turn, in pixels.
+    """How far it is from the origin through all corners in turn, along x and y, in pixels.
 
     No coordinate is larger, and no outline is longer than twice that. NaN or infinite if a coordinate is.
     """
-    points = np.concatenate(polygons).reshape(-1, 2)
+    values = np.concatenate([(0.0, 0.0), *polygons])
     with np.errstate(over="ignore", invalid="ignore"):
-        return float(np.abs(np.diff(points, axis=0, prepend=0.0)).max(axis=1).sum())
+        return float(np.abs(values[2:] - values[:-2]).sum())
 
 
 # ------------------------------------------------------------------------------------------------------------- messages

@@ -8,7 +8,14 @@ from typing import Any
 
 from fvcore.common.registry import Registry as _FvcoreRegistry
 
-__all__ = ["Registry", "locate", "qualified_name"]
+__all__ = ["ReadableKeyError", "Registry", "locate", "qualified_name"]
+
+
+class ReadableKeyError(KeyError):
+    """A ``KeyError`` that reads as its message, where the plain one would quote it."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class Registry(_FvcoreRegistry):
@@ -17,6 +24,17 @@ class Registry(_FvcoreRegistry):
     ``@SOME_REGISTRY.register()`` above a definition adds it. Running the same definition again (a notebook cell, a
     reloaded module) replaces the earlier one; a different object under a taken name is refused.
     """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self._expected: dict[str, str] = {}
+
+    def expect(self, **names: str) -> None:
+        """Says of names that configs use and nothing is registered under yet what each will be, in words.
+
+        ``get`` then tells that they are missing here, rather than that an import of the user's is.
+        """
+        self._expected.update(names)
 
     def register(self, obj: Any = None) -> Any:
         """Adds ``obj`` under its ``__name__`` and returns it; without ``obj``, returns a decorator that does."""
@@ -41,11 +59,17 @@ class Registry(_FvcoreRegistry):
             KeyError: nothing has this name; the message lists the nearest and all known names.
         """
         if name not in self._obj_map:
-            raise KeyError(self._explain_absence(name))
+            raise ReadableKeyError(self._explain_absence(name))
         return self._obj_map[name]
 
     def _explain_absence(self, name: str) -> str:
         known = sorted(self._obj_map)
+        if name in self._expected:
+            return (
+                f"'{name}' ({self._expected[name]}) is not part of detlab yet: choose another config, or register an "
+                f"implementation of your own under this name (--import FILE_OR_MODULE). {self._name} has: "
+                f"{', '.join(known) or 'nothing'}"
+            )
         near = difflib.get_close_matches(str(name), known)
         guess = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
         return (

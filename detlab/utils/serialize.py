@@ -1,16 +1,16 @@
-"""Handing functions to other processes that plain pickle refuses: lambdas, and what is defined inside a function."""
+"""Handing objects to other processes that plain pickle refuses, or that these would not find by their names."""
 
 from __future__ import annotations
 
-import builtins
-import functools
-import importlib
-import marshal
+import io
+import multiprocessing
 import pickle
-import sys
-import types
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections import ChainMap
+from collections.abc import Callable
+from multiprocessing.reduction import ForkingPickler
+from typing import Any
+
+import cloudpickle
 
 __all__ = ["PicklableWrapper"]
 
@@ -18,9 +18,10 @@ __all__ = ["PicklableWrapper"]
 class PicklableWrapper:
     """Wraps an object, most often a function, so that it can be pickled. Calls and attributes go to the object.
 
-    What pickle takes by itself is left to it. Functions that it refuses travel as their code, with the values they
-    close over and the global names they use; both processes must run the same Python. ``functools.partial`` and bound
-    methods of such functions work too.
+    What pickle takes by itself is left to it. Lambdas and what is defined inside a function or in a notebook travel by
+    value (by ``cloudpickle``): code, the values that it closes over and the global names that it uses; both processes
+    must run the same Python. What a script defines is looked up in the script where the other process has run it, too,
+    so that results are of the same classes.
     """
 
     def __init__(self, obj: Any):
@@ -37,148 +38,49 @@ class PicklableWrapper:
         return getattr(self._obj, name)
 
     def __reduce__(self) -> tuple:
-        return _unwrap, (_pack(self._obj),)
+        by_name = _by_name(self._obj)
+        if by_name is None:
+            return _restore, (None, _by_value(self._obj))
+        if b"__main__" in by_name:
+            return _restore, (by_name, _by_value(self._obj))
+        return PicklableWrapper, (self._obj,)
 
 
-def _unwrap(packed: Any) -> PicklableWrapper:
-    return PicklableWrapper(_unpack(packed, {}))
+class _ByValuePickler(cloudpickle.Pickler):
+    """Pickles for a process that is being started: as multiprocessing does, tensors in shared memory stay shared."""
+
+    dispatch_table = ChainMap(cloudpickle.Pickler.dispatch_table, ForkingPickler(io.BytesIO()).dispatch_table)
 
 
-class _ModuleRef(NamedTuple):
-    name: str
+def _starts_process() -> bool:
+    return multiprocessing.context.get_spawning_popen() is not None  # type: ignore[attr-defined]
 
 
-class _PartialParts(NamedTuple):
-    func: Any
-    args: Any
-    keywords: Any
-
-
-class _MethodParts(NamedTuple):
-    func: Any
-    owner: Any
-
-
-class _FunctionParts(NamedTuple):
-    """A function taken apart. Values inside are packed in turn; ``number`` tells functions that refer to each other."""
-
-    number: int
-    code: bytes
-    name: str
-    qualname: str
-    module: str
-    defaults: tuple | None
-    keyword_defaults: dict[str, Any] | None
-    closure: list[Any]
-    attributes: dict[str, Any]
-    globals: dict[str, Any]
-
-
-class _FunctionRef(NamedTuple):
-    """A function that is being taken apart further up."""
-
-    number: int
-
-
-class _EmptyCell(NamedTuple):
-    """A variable of the enclosing function that has no value yet."""
-
-
-def _pack(obj: Any, seen: dict[int, int] | None = None) -> Any:
-    """Something that pickle takes, from which :func:`_unpack` makes ``obj`` again."""
-    seen = {} if seen is None else seen
-    if isinstance(obj, types.ModuleType):
-        return _ModuleRef(obj.__name__)
-    if isinstance(obj, functools.partial):
-        return _PartialParts(_pack(obj.func, seen), _pack(obj.args, seen), _pack(obj.keywords, seen))
-    if isinstance(obj, types.MethodType):
-        return _MethodParts(_pack(obj.__func__, seen), _pack(obj.__self__, seen))
-    if isinstance(obj, types.FunctionType):
-        return obj if _can_pickle(obj) else _pack_function(obj, seen)
-    if type(obj) in (list, tuple):
-        return type(obj)(_pack(item, seen) for item in obj)
-    if type(obj) is dict:
-        return {key: _pack(value, seen) for key, value in obj.items()}
-    return obj
-
-
-def _can_pickle(obj: Any) -> bool:
-    # What __main__ holds is found again by name only in processes that re-run the same script.
-    if obj.__module__ == "__main__" and not hasattr(sys.modules["__main__"], "__file__"):
-        return False
+def _by_name(obj: Any) -> bytes | None:
+    """What pickle makes of it, with functions and classes by their names; None if it refuses."""
     try:
-        pickle.dumps(obj)
-    except (pickle.PicklingError, AttributeError, TypeError):
-        return False
-    return True
+        return _dumped(obj, ForkingPickler if _starts_process() else pickle.Pickler)
+    except Exception:
+        # A refusal may be any exception: PicklingError, TypeError, AttributeError, or what an object's own code raises.
+        return None
 
 
-def _pack_function(func: types.FunctionType, seen: dict[int, int]) -> _FunctionParts | _FunctionRef:
-    if id(func) in seen:
-        return _FunctionRef(seen[id(func)])
-    number = seen[id(func)] = len(seen)
-    used = [name for name in _names_used(func.__code__) if name in func.__globals__]
-    return _FunctionParts(
-        number=number,
-        code=marshal.dumps(func.__code__),
-        name=func.__name__,
-        qualname=func.__qualname__,
-        module=func.__module__,
-        defaults=_pack(func.__defaults__, seen),
-        keyword_defaults=_pack(func.__kwdefaults__, seen),
-        closure=[_pack_cell(cell, seen) for cell in func.__closure__ or ()],
-        attributes=_pack(func.__dict__, seen),
-        globals={name: _pack(func.__globals__[name], seen) for name in used},
-    )
+def _by_value(obj: Any) -> bytes:
+    """With those by value that another process may not find."""
+    return _dumped(obj, _ByValuePickler if _starts_process() else cloudpickle.Pickler)
 
 
-def _names_used(code: types.CodeType) -> Iterator[str]:
-    """Global (and attribute) names in a function's code and in the functions defined inside it."""
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _names_used(constant)
+def _dumped(obj: Any, pickler: Callable[..., pickle.Pickler]) -> bytes:
+    stream = io.BytesIO()
+    pickler(stream, pickle.HIGHEST_PROTOCOL).dump(obj)
+    return stream.getvalue()
 
 
-def _pack_cell(cell: types.CellType, seen: dict[int, int]) -> Any:
-    try:
-        return _pack(cell.cell_contents, seen)
-    except ValueError:
-        return _EmptyCell()
-
-
-def _unpack(packed: Any, made: dict[int, Callable]) -> Any:
-    if isinstance(packed, _ModuleRef):
-        return importlib.import_module(packed.name)
-    if isinstance(packed, _PartialParts):
-        args, keywords = _unpack(packed.args, made), _unpack(packed.keywords, made)
-        return functools.partial(_unpack(packed.func, made), *args, **keywords)
-    if isinstance(packed, _MethodParts):
-        return types.MethodType(_unpack(packed.func, made), _unpack(packed.owner, made))
-    if isinstance(packed, _FunctionRef):
-        return made[packed.number]
-    if isinstance(packed, _FunctionParts):
-        return _unpack_function(packed, made)
-    if type(packed) in (list, tuple):
-        return type(packed)(_unpack(item, made) for item in packed)
-    if type(packed) is dict:
-        return {key: _unpack(value, made) for key, value in packed.items()}
-    return packed
-
-
-def _unpack_function(parts: _FunctionParts, made: dict[int, Callable]) -> types.FunctionType:
-    own_globals: dict[str, Any] = {"__builtins__": builtins, "__name__": parts.module}
-    cells = tuple(types.CellType() for _ in parts.closure)
-    func = types.FunctionType(marshal.loads(parts.code), own_globals, parts.name, closure=cells or None)
-    # Known before its parts are made: they may refer back to it.
-    made[parts.number] = func
-    for cell, value in zip(cells, parts.closure):
-        if not isinstance(value, _EmptyCell):
-            cell.cell_contents = _unpack(value, made)
-    own_globals.update(_unpack(parts.globals, made))
-    func.__qualname__ = parts.qualname
-    func.__module__ = parts.module
-    func.__defaults__ = _unpack(parts.defaults, made)
-    func.__kwdefaults__ = _unpack(parts.keyword_defaults, made)
-    func.__dict__.update(_unpack(parts.attributes, made))
-    return func
+def _restore(by_name: bytes | None, by_value: bytes) -> PicklableWrapper:
+    if by_name is not None:
+        try:
+            return PicklableWrapper(pickle.loads(by_name))
+        except (AttributeError, ImportError):
+            # This process has not run what is __main__ in the other.
+            pass
+    return PicklableWrapper(pickle.loads(by_value))

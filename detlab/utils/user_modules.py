@@ -3,6 +3,8 @@
 A file becomes a module below this one, ``detlab.utils.user_modules.<stem>_<hash of its path>``. That name is the same
 in every process, cannot collide with an installed package, and can be imported anywhere: data workers that are spawned
 unpickle the user's classes through it. They learn the files from an environment variable that they inherit.
+
+A file that was imported under another name before, or is so later (``import my_part``), is the same module under both.
 """
 
 from __future__ import annotations
@@ -15,10 +17,10 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
-__all__ = ["import_user_modules"]
+__all__ = ["import_user_modules", "loaded_user_file"]
 
 FILES_VARIABLE = "DETLAB_USER_FILES"
 
@@ -59,7 +61,7 @@ def _import_named(name: str) -> ModuleType:
 
 
 def _import_file(path: str) -> ModuleType:
-    path = os.path.abspath(os.path.expanduser(path))
+    path = os.path.realpath(os.path.expanduser(path))
     if not os.path.isfile(path):
         raise FileNotFoundError(f"cannot import {path!r}: there is no such file")
     known = _known_files()
@@ -69,7 +71,24 @@ def _import_file(path: str) -> ModuleType:
     if folder not in sys.path:
         # At the end, so that a neighbour called like an installed package does not hide it.
         sys.path.append(folder)
-    return importlib.import_module(_module_name(path))
+    return _loaded_from(path) or importlib.import_module(_module_name(path))
+
+
+def loaded_user_file(path: str) -> ModuleType | None:
+    """The module that a file is, if ``import_user_modules`` has loaded it in this process."""
+    return _loaded_from(path) if os.path.realpath(path) in _known_files() else None
+
+
+def _loaded_from(path: str) -> ModuleType | None:
+    """The module that was made of a file, whatever its name, if there is one; a program's main file counts."""
+    path = os.path.realpath(path)
+    name = os.path.basename(path)
+    for module in list(sys.modules.values()):
+        # Not by getattr: modules that load lazily would import themselves.
+        file = getattr(module, "__dict__", {}).get("__file__")
+        if isinstance(file, str) and file.endswith(name) and os.path.realpath(file) == path:
+            return module
+    return None
 
 
 def _known_files() -> list[str]:
@@ -82,17 +101,48 @@ def _module_name(path: str) -> str:
 
 
 class _UserFileFinder(importlib.abc.MetaPathFinder):
-    """Finds the modules of the files in the environment variable."""
+    """Finds the modules of the files in the environment variable, by the names given here and by their own.
+
+    It stands before the finder of ordinary modules: where that would find one of these files (``import my_part`` beside
+    ``--import my_part.py``), the module that is made of it already is what is imported. So each file runs once in a
+    process, and what it registers does not meet itself.
+    """
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if not fullname.startswith(__name__ + "."):
+        files = _known_files()
+        if fullname.startswith(__name__ + "."):
+            file = next((file for file in files if _module_name(file) == fullname), None)
+            return None if file is None else importlib.util.spec_from_file_location(fullname, file)
+        leaf = fullname.rpartition(".")[2]
+        if not any(os.path.basename(file) == f"{leaf}.py" for file in files):
             return None
-        for file in _known_files():
-            if _module_name(file) == fullname:
-                return importlib.util.spec_from_file_location(fullname, file)
-        return None
+        found = PathFinder.find_spec(fullname, path, target)
+        origin = None if found is None or found.origin is None else os.path.realpath(found.origin)
+        return ModuleSpec(fullname, _OtherName(origin), origin=origin) if origin in files else None
 
 
-sys.meta_path.append(_UserFileFinder())
+class _OtherName(importlib.abc.Loader):
+    """Gives the module of a file, for another name of it.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._spec: ModuleSpec | None = None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        """The module, which runs now if it has not yet."""
+        module = _loaded_from(self._path) or importlib.import_module(_module_name(self._path))
+        self._spec = module.__spec__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Does nothing but undo what the import system has noted on the module meanwhile."""
+        module.__spec__ = self._spec
+
+
+sys.meta_path.insert(0, _UserFileFinder())

@@ -23,7 +23,7 @@ from detlab.utils._canvas import VisImage
 from detlab.utils._drawing import Color
 from detlab.utils._generic_mask import GenericMask, Part, middle_of_longest_run, trace
 from detlab.utils.colormap import random_color
-from detlab.utils.file_io import PathManager
+from detlab.utils.image import read_image, read_label_map
 
 __all__ = ["ColorMode", "GenericMask", "VisImage", "Visualizer"]
 
@@ -234,12 +234,12 @@ class Visualizer:
             self._draw_annotations(annotations)
         sem_seg = dic.get("sem_seg")
         if sem_seg is None and "sem_seg_file_name" in dic:
-            sem_seg = _read_pixels(dic["sem_seg_file_name"])
+            sem_seg = read_label_map(dic["sem_seg_file_name"])
         if sem_seg is not None:
             self.draw_sem_seg(sem_seg, area_threshold=0, alpha=0.5)
         panoptic = dic.get("pan_seg")
         if panoptic is None and "pan_seg_file_name" in dic:
-            panoptic = _ids_of_colors(_read_pixels(dic["pan_seg_file_name"]))
+            panoptic = _ids_of_colors(read_image(dic["pan_seg_file_name"]))
         if panoptic is not None:
             self.draw_panoptic_seg(panoptic, dic["segments_info"], area_threshold=0, alpha=0.5)
         return self.output
@@ -625,13 +625,6 @@ def _common_length(**parts: Sequence[Any] | np.ndarray | None) -> int:
     if len(set(lengths.values())) > 1:
         raise ValueError(f"objects to draw come in different numbers: {lengths}")
     return next(iter(lengths.values()), 0)
-
-
-def _read_pixels(file_name: str) -> np.ndarray:
-    from PIL import Image
-
-    with PathManager.open(file_name, "rb") as file:
-        return np.asarray(Image.open(file))
 
 
 def _ids_of_colors(pixels: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from detlab.checkpoint.c2_model_loading import (
     align_and_update_state_dicts,
     convert_basic_c2_names,
     convert_c2_detectron_names,
+    strip_prefix,
 )
 
 
@@ -159,3 +160,17 @@ def test_blobs_of_a_whole_mask_rcnn_cover_the_model(shared_dir, config):
         "pixel_mean",
         "pixel_std",
     } | {name.rpartition(".")[2] for name in missing if "cell_anchors" in name}
+
+
+def test_a_prefix_that_all_names_have_is_taken_off_with_its_notes():
+    weights = nn.Sequential(nn.BatchNorm2d(1)).state_dict(prefix="module.")
+    expected = nn.Sequential(nn.BatchNorm2d(1)).state_dict()
+    weights._metadata = {"": {}, **{f"module.{name}".rstrip("."): note for name, note in expected._metadata.items()}}
+    strip_prefix(weights, "module.")
+    assert list(weights) == list(expected) and weights._metadata == expected._metadata
+
+
+def test_a_prefix_that_some_names_have_is_kept():
+    weights = {"module.a": torch.ones(1), "b": torch.ones(1)}
+    strip_prefix(weights, "module.")
+    assert list(weights) == ["module.a", "b"]

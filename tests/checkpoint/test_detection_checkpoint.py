@@ -1,5 +1,7 @@
 """A run is saved whole or not at all, and weights of many origins find their places."""
 
+import contextlib
+import errno
 import logging
 import os
 import pickle
@@ -266,8 +268,116 @@ def test_a_state_that_does_not_fit_says_what_to_do(tmp_path):
     model = filled(1.0)
     DetectionCheckpointer(model, str(tmp_path), optimizer=torch.optim.SGD(model.parameters(), lr=1)).save("a")
     few = torch.optim.SGD([model.head.weight], lr=1)
-    with pytest.raises(ValueError, match=r"'optimizer'.*does not fit.*--resume"):
+    with pytest.raises(ValueError, match=r"groups have 4 parameters in .*a\.pth, 1 here.*--resume"):
         DetectionCheckpointer(model, str(tmp_path), optimizer=few).load(str(tmp_path / "a.pth"))
+
+
+def test_a_state_that_its_object_refuses_names_the_object_and_the_file(tmp_path):
+    class Hook:
+        def state_dict(self):
+            return {"best": 1}
+
+        def load_state_dict(self, state):
+            raise KeyError("worst")
+
+    DetectionCheckpointer(filled(1.0), str(tmp_path), hook=Hook()).save("a")
+    with pytest.raises(ValueError, match=r"'hook' in .*a\.pth does not fit \('worst'\).*--resume"):
+        DetectionCheckpointer(filled(1.0), hook=Hook()).load(str(tmp_path / "a.pth"))
+
+
+def test_a_momentum_of_another_shape_is_refused_when_it_is_loaded(tmp_path):
+    model = filled(1.0, num_classes=8)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model.head(torch.ones(1, 4)).sum().backward()
+    optimizer.step()
+    DetectionCheckpointer(model, str(tmp_path), optimizer=optimizer).save("a")
+    other = filled(0.0, num_classes=4)
+    resumed = DetectionCheckpointer(other, str(tmp_path), optimizer=torch.optim.SGD(other.parameters(), lr=0.1))
+    with pytest.raises(
+        ValueError, match=r"momentum_buffer of head\.weight has shape \(8, 4\), .* has \(4, 4\).*--resume"
+    ):
+        resumed.resume_or_load("", resume=True)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_file_and_name(tmp_path, bad):
+    state = filled(1.0).state_dict()
+    state["head.bias"] = torch.tensor([1.0, bad, 1.0])
+    torch.save({"model": state}, tmp_path / "diverged.pth")
+    model = filled(0.0)
+    with pytest.raises(ValueError, match=r"diverged\.pth: 1 of its \d+ weights are not finite.*: head\.bias"):
+        DetectionCheckpointer(model).load(str(tmp_path / "diverged.pth"))
+    assert all_equal(model, 0.0)
+
+
+def test_running_statistics_that_are_not_finite_are_refused(tmp_path):
+    model = nn.Sequential(nn.BatchNorm2d(2))
+    model[0].running_var[0] = float("nan")
+    torch.save({"model": model.state_dict()}, tmp_path / "diverged.pth")
+    with pytest.raises(ValueError, match=r"not finite.*: 0\.running_var"):
+        DetectionCheckpointer(model).load(str(tmp_path / "diverged.pth"))
+
+
+def test_weights_that_the_model_does_not_have_need_not_be_finite(tmp_path):
+    torch.save({"model": {"weight": torch.ones(1, 1), "old": torch.tensor([float("nan")])}}, tmp_path / "a.pth")
+    model = nn.Linear(1, 1)
+    DetectionCheckpointer(model).load(str(tmp_path / "a.pth"))
+    assert model.weight == 1
+
+
+@pytest.mark.parametrize(
+    ("weights", "problem"),
+    [
+        ({3: np.ones(2)}, r"a weight has the name 3, a int"),
+        ({"w": np.array(["a"])}, r"'w' is no weight but a value of the type array of <U1"),
+        ({"w": [1.0]}, r"'w' is no weight but a value of the type list"),
+    ],
+)
+def test_names_and_values_that_are_no_weights_are_named_with_the_file(tmp_path, weights, problem):
+    (tmp_path / "odd.pkl").write_bytes(pickle.dumps({"model": weights}))
+    with pytest.raises(ValueError, match=rf"odd\.pkl: {problem}"):
+        DetectionCheckpointer(filled(0.0)).load(str(tmp_path / "odd.pkl"))
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00binary", b"", b"model\x00.pth", b"x" * 5000])
+def test_a_last_checkpoint_that_names_nothing_tells_which_files_there_are(tmp_path, content):
+    checkpointer = DetectionCheckpointer(filled(1.0), str(tmp_path))
+    checkpointer.save("model_0000001")
+    (tmp_path / "last_checkpoint").write_bytes(content)
+    with pytest.raises(FileNotFoundError, match=r"last_checkpoint names .*model_0000001\.pth.*--resume"):
+        checkpointer.resume_or_load("", resume=True)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+def test_what_torch_makes_of_a_full_disk_is_said_as_that(tmp_path, monkeypatch):
+    @contextlib.contextmanager
+    def write_to_full_disk(path):
+        with open("/dev/full", "wb", buffering=0) as file:
+            yield file
+
+    monkeypatch.setattr("detlab.checkpoint.detection_checkpoint.write_atomically", write_to_full_disk)
+    with pytest.raises(OSError, match=r"model\.pth' was not written \(No space left on device\).*OUTPUT_DIR") as caught:
+        DetectionCheckpointer(filled(1.0), str(tmp_path)).save("model")
+    assert caught.value.errno == errno.ENOSPC
+
+
+SAVED_TO_A_SMALL_PLACE = """
+import resource, sys
+from torch import nn
+from detlab.checkpoint import DetectionCheckpointer
+
+checkpointer = DetectionCheckpointer(nn.Linear(1000, 100), sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+checkpointer.save("model")
+"""
+
+
+def test_a_file_that_the_system_cuts_off_is_said_and_does_not_stay(tmp_path):
+    saved = subprocess.run(
+        [sys.executable, "-c", SAVED_TO_A_SMALL_PLACE, str(tmp_path)], check=False, capture_output=True, text=True
+    )
+    assert "model.pth' was not written (File too large)" in saved.stderr.splitlines()[-1]
+    assert not os.listdir(tmp_path)
 
 
 def test_a_weight_that_the_model_shares_is_not_missing(tmp_path, log):
@@ -298,6 +408,13 @@ def _load_on_rank(rank, port, folder):
         checkpointer.load(f"{folder}/nowhere.pth")
     except FileNotFoundError:
         open(f"{folder}/{rank}.refused", "w").close()
+    if rank == 0:
+        with open(f"{own_folder}/damaged.pth", "w") as file:
+            file.write("nonsense")
+    try:
+        checkpointer.load(f"{own_folder}/damaged.pth")
+    except ValueError:
+        open(f"{folder}/{rank}.damaged", "w").close()
     dist.destroy_process_group()
 
 
@@ -308,4 +425,4 @@ def test_ranks_that_cannot_see_the_file_get_it_from_the_main_process(tmp_path):
     torch.multiprocessing.spawn(_load_on_rank, args=(port, str(tmp_path)), nprocs=2)
     assert os.listdir(tmp_path / "1") == []
     assert [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)] == ["{} 1", "{} 1"]
-    assert all((tmp_path / f"{rank}.refused").exists() for rank in range(2))
+    assert all((tmp_path / f"{rank}.{error}").exists() for rank in range(2) for error in ("refused", "damaged"))

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from detlab.checkpoint.formats import find_unloadable, read_checkpoint
-from detlab.checkpoint.restricted_pickle import UnsafePickleError
+from detlab.checkpoint.pickle_reader import UnsafePickleError
 
 
 def save_pickle(path, data, protocol=2):
@@ -149,3 +149,33 @@ def test_what_could_not_be_loaded_is_found_before_saving():
     found = list(find_unloadable(data))
     assert found[0].startswith("trainer.hooks.1 is a ") and found[0].endswith("Malicious")
     assert found[1].startswith("x is a ") and found[2] == "y is a collections.defaultdict"
+
+
+UNLOADABLE = {
+    "a nested key": lambda: {(1, (2,)): 0},
+    "a key of more than 64 bits": lambda: {2**70: 0},
+    "a set of sets": lambda: {frozenset()},
+    "a huge integer": lambda: 2**5000,
+    "dates": lambda: np.array(["2020-01-01"], dtype="M8[D]"),
+    "objects": lambda: np.array([None]),
+    "sparse": lambda: torch.eye(2).to_sparse(),
+    "meta": lambda: torch.ones(1, device="meta"),
+    "conjugated": lambda: torch.ones(1, dtype=torch.complex64).conj(),
+    "quantized": lambda: torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("what", UNLOADABLE)
+def test_whatever_a_load_refuses_is_not_saved(tmp_path, what):
+    data = {"model": {"w": torch.ones(1)}, "state": UNLOADABLE[what]()}
+    assert len(list(find_unloadable(data))) == 1
+    with pytest.raises((ValueError, UnsafePickleError)):
+        read_checkpoint(save_torch(tmp_path / "a.pth", data))
+
+
+def test_the_extension_does_not_decide_what_a_file_is(tmp_path):
+    torch.save({"model": {"w": torch.ones(2)}}, tmp_path / "a.pkl")
+    assert torch.equal(read_checkpoint(str(tmp_path / "a.pkl"))["model"]["w"], torch.ones(2))
+    plain = read_checkpoint(save_pickle(tmp_path / "b.pth", {"model": {"w": np.ones(2)}}))
+    assert np.array_equal(plain["model"]["w"], np.ones(2))

@@ -4,13 +4,15 @@ import collections
 import io
 import os
 import pickle
+import struct
 from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
 
-from detlab.checkpoint.restricted_pickle import ARRAY_GLOBALS, UnsafePickleError, load_arrays
+from detlab.checkpoint.pickle_reader import UnsafePickleError
+from detlab.checkpoint.restricted_pickle import load_arrays
 
 PLAIN = {
     "array": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -23,6 +25,15 @@ PLAIN = {
     "bools": np.array([True, False]),
     "text": np.array(["a", "bc"]),
     "containers": [1, (2.5, None, True), {"x": "text", "y": b"bytes"}, {1, 2}, frozenset([3]), bytearray(b"abc")],
+    # Longer ones than what is copied out of the file at once.
+    "large": np.arange(3000, dtype=np.float32).reshape(30, 100),
+    "large_fortran": np.asfortranarray(np.arange(3000.0).reshape(30, 100)),
+    "large_big_endian": np.arange(3000, dtype=">i8"),
+    "large_text": "\u00e4" * 3000,
+    "large_bytes": [b"\xff" * 3000, bytearray(b"\xfe" * 3000)],
+    "long_key": {"k" * 3000: 1},
+    "counted": collections.Counter("aab"),
+    "complex": [1 + 2j, np.complex64(1 + 2j)],
     "ordered": collections.OrderedDict([("b", 1), ("a", 2)]),
 }
 
@@ -47,6 +58,33 @@ def assert_same(got, expected):
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_arrays_and_containers_of_every_protocol(protocol):
     assert_same(read(pickle.dumps(PLAIN, protocol=protocol)), PLAIN)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_arrays_may_be_written_to(protocol):
+    arrays = read(pickle.dumps([np.zeros(3), np.zeros(3000)], protocol=protocol))
+    for array in arrays:
+        array += 1
+        assert array.sum() == len(array)
+
+
+def test_a_long_text_of_python_2_is_an_arrays_bytes():
+    values = np.arange(3000, dtype="<f4")
+    text = b"T" + struct.pack("<i", values.nbytes) + values.tobytes()
+    data = (
+        b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01M\xb8\x0b\x85"
+        b"cnumpy\ndtype\nU\x02f4K\x00K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89"
+        + text
+        + b"tb."
+    )
+    assert_same(read(data), values)
+
+
+def test_an_array_that_claims_more_than_it_has_is_named_with_its_place():
+    data = pickle.dumps({"model": {"w": np.zeros(3, np.float32)}}, protocol=2)
+    assert data.count(b"K\x03\x85") == 1
+    with pytest.raises(pickle.UnpicklingError, match=r"model\.w claims 16 bytes \(shape \(4,\), .*and has 12"):
+        read(data.replace(b"K\x03\x85", b"K\x04\x85"))
 
 
 def test_what_numpy_1_called_its_modules_is_known():
@@ -118,11 +156,3 @@ def test_scalars_of_objects_are_refused():
     data = pickle.dumps(np.dtype(object), protocol=2)[2:-1]
     with pytest.raises(UnsafePickleError, match="Python objects"):
         read(b"\x80\x02cnumpy.core.multiarray\nscalar\n(" + data + b"X\x01\x00\x00\x00atR.")
-
-
-def test_torchs_restricted_loader_takes_the_same_arrays(tmp_path):
-    path = tmp_path / "arrays.pth"
-    plain = {name: value for name, value in PLAIN.items() if isinstance(value, np.ndarray | np.generic)}
-    torch.save(plain, path)
-    with torch.serialization.safe_globals(ARRAY_GLOBALS):
-        assert_same(torch.load(path, weights_only=True), plain)

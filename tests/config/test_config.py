@@ -2,16 +2,21 @@
 
 import copy
 import functools
+import json
+import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import fvcore.common.config
+import numpy as np
 import pytest
 import yacs.config
 import yaml
 
 import detlab.config
+from detlab.config import config
 from detlab.config.config import CfgNode, configurable, get_cfg, global_cfg, set_global_cfg
 
 
@@ -24,6 +29,12 @@ def write(tmp_path):
         return str(path)
 
     return write_file
+
+
+def section_of(cfg, dotted_key):
+    """The section that holds a key, and the key's own name."""
+    *parents, leaf = dotted_key.split(".")
+    return functools.reduce(lambda section, part: section[part], parents, cfg), leaf
 
 
 # ------------------------------------------------------------------------------------------------------ overrides
@@ -147,7 +158,6 @@ def test_every_unknown_key_of_a_file_is_named_with_its_full_path(write):
         "OUTPUT_DIR: !!python/object/new:os.system ['touch {mark}']",
         "OUTPUT_DIR: !!python/name:os.system",
         'OUTPUT_DIR: !!python/object/apply:eval [\'open("{mark}", "w")\']',
-        "SOLVER: {{STEPS: !!python/tuple [1, 2]}}",
     ],
 )
 @pytest.mark.parametrize("allow_unsafe", [True, False])
@@ -162,9 +172,30 @@ def test_a_file_that_would_run_code_is_refused_even_when_asked(write, tmp_path, 
     assert not mark.exists() and cfg == get_cfg()
 
 
-def test_a_key_given_twice_is_refused(write):
-    with pytest.raises(ValueError, match=r"line 3 repeats the key 'SOLVER'"):
-        get_cfg().merge_from_file(write("a.yaml", "SOLVER:\n  BASE_LR: 1.0\nSOLVER:\n  MAX_ITER: 5\n"))
+def test_a_key_given_twice_counts_the_last_time_and_is_warned_of(write, caplog):
+    cfg = get_cfg()
+    cfg.merge_from_file(write("a.yaml", "SOLVER:\n  BASE_LR: 1.0\nSOLVER:\n  MAX_ITER: 5\n"))
+    assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER) == (get_cfg().SOLVER.BASE_LR, 5)
+    assert "a.yaml line 3 repeats the key 'SOLVER'" in caplog.text
+
+
+def test_sizes_by_formula_and_python_tuples_are_read(write):
+    text = "INPUT:\n  MIN_SIZE_TRAIN: !!python/object/apply:eval ['[int(x * 0.1 * 1024) for x in range(1, 4)]']\n"
+    cfg = get_cfg()
+    cfg.merge_from_file(write("a.yaml", text + "SOLVER: {STEPS: !!python/tuple [1, 2]}\n"))
+    assert cfg.INPUT.MIN_SIZE_TRAIN == (102, 204, 307) and cfg.SOLVER.STEPS == (1, 2)
+
+
+@pytest.mark.parametrize("text", ["1: {A: 2}", "MODEL: {1.5: x}", "on: 3", "MODEL: {~: 1}"])
+def test_a_key_that_is_no_text_is_refused(write, text):
+    with pytest.raises(ValueError, match=r"a\.yaml has the key .*, which is no text; write it in quotes"):
+        get_cfg().merge_from_file(write("a.yaml", text))
+
+
+def test_a_python_config_is_sent_to_the_program_that_takes_it(write):
+    path = write("model.py", "model = dict()\n")
+    with pytest.raises(ValueError, match=r"model\.py is a Python config.*tools/lazyconfig_train_net\.py"):
+        get_cfg().merge_from_file(path)
 
 
 def test_yaml_aliases_and_merge_keys_work(write):
@@ -249,6 +280,20 @@ def test_a_missing_base_is_named_with_the_file_that_wants_it(write):
         CfgNode.load_yaml_with_base(write("a.yaml", "_BASE_: gone.yaml\n"))
 
 
+def test_a_section_that_a_base_refers_to_twice_changes_in_one_place_only(write):
+    write("low.yaml", "A: &shared {k: 1}\nB: *shared\n")
+    loaded = CfgNode.load_yaml_with_base(write("top.yaml", "_BASE_: low.yaml\nA: {k: 2}\n"))
+    assert loaded == {"A": {"k": 2}, "B": {"k": 1}}
+
+
+def test_bases_that_double_at_every_step_are_refused(write):
+    write("f0.yaml", "SEED: 1\n")
+    for level in range(1, 30):
+        write(f"f{level}.yaml", f"_BASE_: [f{level - 1}.yaml, ./f{level - 1}.yaml]\n")
+    with pytest.raises(ValueError, match=r"f29\.yaml has more than \d+ files below it"):
+        CfgNode.load_yaml_with_base(str(write("f29.yaml", "_BASE_: [f28.yaml, f28.yaml]\n")))
+
+
 def test_a_section_cannot_replace_a_value_of_its_base(write):
     write("low.yaml", "MODEL: {WEIGHTS: a}\n")
     with pytest.raises(ValueError, match=r"MODEL\.WEIGHTS is a section in .*top\.yaml"):
@@ -303,6 +348,145 @@ def test_reading_a_setting_that_is_not_there_names_the_nearest():
     with pytest.raises(AttributeError, match=r"no 'BASE_LRR'; did you mean 'BASE_LR'"):
         _ = cfg.SOLVER.BASE_LRR
     assert not hasattr(cfg, "MY_SECTION") and cfg.get("MY_SECTION", 3) == 3
+
+
+@pytest.mark.parametrize(
+    "key, given, kept",
+    [
+        ("SOLVER.STEPS", [1, 2], (1, 2)),
+        ("SOLVER.STEPS", 7, (7,)),
+        ("DATASETS.TRAIN", "mine", ("mine",)),
+        ("INPUT.MIN_SIZE_TRAIN", 800, (800,)),
+        ("MODEL.RPN.IN_FEATURES", ("p2", "p3"), ["p2", "p3"]),
+        ("SOLVER.BASE_LR", 1, 1.0),
+        ("SOLVER.MAX_ITER", 9e4, 90000),
+        ("SOLVER.MAX_ITER", np.int64(5), 5),
+        ("SOLVER.BASE_LR", np.float32(0.5), 0.5),
+        ("MODEL.PIXEL_MEAN", np.array([1.0, 2.0]), [1.0, 2.0]),
+        ("MODEL.ANCHOR_GENERATOR.SIZES", [(np.int64(8), 16), [32]], [(8, 16), [32]]),
+        ("MODEL.MASK_ON", 1, True),
+        ("OUTPUT_DIR", Path("a") / "b", os.path.join("a", "b")),
+        ("MODEL.WEIGHTS", None, None),
+        ("SOLVER.WEIGHT_DECAY_BIAS", 0.5, 0.5),
+    ],
+)
+def test_an_assignment_keeps_the_type_of_its_setting(key, given, kept):
+    cfg = get_cfg()
+    section, leaf = section_of(cfg, key)
+    setattr(section, leaf, given)
+    assert section[leaf] == kept and type(section[leaf]) is type(kept)
+    yaml.safe_load(cfg.dump())
+
+
+@pytest.mark.parametrize(
+    "key, given, message",
+    [
+        ("SOLVER.MAX_ITER", "10", r"SOLVER\.MAX_ITER expects a value of type int .*got '10'; write the number without"),
+        ("SOLVER.MAX_ITER", 1.5, r"SOLVER\.MAX_ITER expects"),
+        ("SOLVER.MAX_ITER", True, r"SOLVER\.MAX_ITER expects"),
+        ("SOLVER.BASE_LR", "1e-3", r"SOLVER\.BASE_LR expects"),
+        ("SOLVER.STEPS", "30", r"SOLVER\.STEPS expects .*write"),
+        ("MODEL.MASK_ON", "yes", r"MODEL\.MASK_ON expects .*True or False"),
+        ("MODEL.RPN", None, r"MODEL\.RPN expects a section with keys such as"),
+        ("MODEL.DEVICE", CfgNode({"A": 1}), r"MODEL\.DEVICE expects"),
+        ("MODEL.RPN.HEAD_NAME", object(), r"MODEL\.RPN\.HEAD_NAME expects"),
+        ("MODEL.MY_THING", object(), r"MODEL\.MY_THING cannot hold <object .* of type object"),
+    ],
+)
+def test_an_assignment_of_another_type_is_refused_with_the_full_key(key, given, message):
+    cfg = get_cfg()
+    with pytest.raises(ValueError, match=message):
+        setattr(*section_of(cfg, key), given)
+    assert cfg == get_cfg()
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, CfgNode.clone, lambda cfg: pickle.loads(pickle.dumps(cfg))])
+def test_copies_know_the_names_of_their_sections(duplicate):
+    cfg = duplicate(get_cfg())
+    with pytest.raises(ValueError, match=r"MODEL\.ROI_HEADS\.NUM_CLASSES expects"):
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = "3"
+    with pytest.raises(ValueError, match=r"MODEL\.ROI_HEADS\.NUM_CLASSES expects"):
+        cfg.MODEL.ROI_HEADS.clone().NUM_CLASSES = "3"
+
+
+def test_trees_of_ones_own_are_not_judged(caplog):
+    cfg = CfgNode({"MAX_ITER": 3, "SOLVER": {"BASE_LR": 1.0}})
+    cfg.MAX_ITER = "many"
+    cfg.MAX_ITERS = 4
+    cfg.SOLVER.merge_from_list(["BASE_LR", -1.0])
+    assert cfg == {"MAX_ITER": "many", "MAX_ITERS": 4, "SOLVER": {"BASE_LR": -1.0}} and not caplog.text
+
+
+def test_a_dictionary_becomes_a_section_that_knows_its_name():
+    cfg = get_cfg()
+    cfg.MODEL.MY_HEAD = {"INNER": {"WIDTH": 3}}
+    assert type(cfg.MODEL.MY_HEAD.INNER) is CfgNode
+    with pytest.raises(ValueError, match=r"MODEL\.MY_HEAD\.INNER\.WIDTH expects"):
+        cfg.MODEL.MY_HEAD.INNER.WIDTH = "3"
+
+
+@pytest.fixture
+def nothing_named_yet(monkeypatch):
+    monkeypatch.setattr(config, "_named_new_keys", set())
+
+
+@pytest.mark.parametrize("name, meant", [("LR", "BASE_LR"), ("MAX_ITERS", "MAX_ITER"), ("STEP", "STEPS")])
+@pytest.mark.usefixtures("nothing_named_yet")
+def test_a_new_key_that_looks_like_a_slip_is_taken_with_one_warning(caplog, name, meant):
+    for _ in range(2):
+        cfg = get_cfg()
+        setattr(cfg.SOLVER, name, 0.1)
+        assert cfg.SOLVER[name] == 0.1
+    assert len(caplog.records) == 1
+    assert f"SOLVER.{name} is a new key" in caplog.text and f"did you mean '{meant}'?" in caplog.text
+
+
+@pytest.mark.usefixtures("nothing_named_yet")
+def test_a_new_key_after_a_file_was_merged_is_warned_of(write, caplog):
+    cfg = get_cfg()
+    cfg.merge_from_file(write("a.yaml", "SEED: 3\n"))
+    cfg.clone().MODEL.MY_HEAD = CfgNode()
+    assert "MODEL.MY_HEAD is a new key" in caplog.text and "before files are merged" in caplog.text
+
+
+@pytest.mark.usefixtures("nothing_named_yet")
+def test_keys_that_known_projects_add_are_no_slips(shared_dir, caplog):
+    for project in json.loads((shared_dir / "compat" / "projects_configs.json").read_text()).values():
+        cfg = get_cfg()
+        for key, value in project["defaults"].items():
+            section = cfg
+            for part in key.split(".")[:-1]:
+                if part not in section:
+                    setattr(section, part, CfgNode())
+                section = section[part]
+            setattr(section, key.rpartition(".")[2], value)
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    "merge",
+    [
+        lambda cfg, write: cfg.merge_from_list(["MODEL.RPN.POSITIVE_FRACTION", 3.0, "SOLVER.BASE_LR", -1.0]),
+        lambda cfg, write: cfg.merge_from_file(
+            write("bad.yaml", "MODEL: {RPN: {POSITIVE_FRACTION: 3}}\nSOLVER: {BASE_LR: -1, MAX_ITER: 7}\n")
+        ),
+    ],
+    ids=["overrides", "file"],
+)
+def test_values_out_of_their_limits_are_named_with_their_origin_and_nothing_is_set(write, merge):
+    cfg = get_cfg()
+    with pytest.raises(ValueError) as error:
+        merge(cfg, write)
+    first, second = str(error.value).splitlines()
+    assert first.startswith("MODEL.RPN.POSITIVE_FRACTION must be a share in [0, 1], got 3.0 in ")
+    assert second.startswith("SOLVER.BASE_LR must be a number from 0 on, got -1.0 in ")
+    assert all(line.endswith(("the overrides", "bad.yaml")) for line in (first, second))
+    assert cfg == get_cfg()
+
+
+def test_a_section_that_is_merged_into_keeps_its_limits():
+    with pytest.raises(ValueError, match=r"MODEL\.DEVICE must be .*got 'gpu'"):
+        get_cfg().MODEL.merge_from_list(["DEVICE", "gpu"])
 
 
 def test_code_may_add_keys_and_files_may_then_set_them(write):

@@ -10,6 +10,9 @@ from omegaconf import DictConfig, OmegaConf
 from detlab.config.instantiate import instantiate
 from detlab.config.lazy import LazyCall as L
 from detlab.config.lazy import LazyConfig
+from detlab.utils.registry import Registry
+from detlab.utils.user_modules import import_user_modules
+from tests.limits import run_limited
 
 
 @pytest.fixture
@@ -173,6 +176,41 @@ def test_yaml_is_read_safely(write):
         LazyConfig.load(write("b.yaml", "a: !!python/object/apply:os.getcwd []\n"))
     with pytest.raises(ValueError, match="should hold named configs"):
         LazyConfig.load(write("c.yaml", "[1]"))
+
+
+def test_yaml_bombs_are_refused_by_name(write):
+    laughs = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{f'*a{i - 1}, ' * 9}]\n" for i in range(1, 12))
+    with pytest.raises(ValueError, match=r"laughs\.yaml .* more than \d+ values"):
+        LazyConfig.load(write("laughs.yaml", laughs))
+
+
+@pytest.mark.parametrize("content", [b"x = dict()\0", b"\xff\xfe", b"x = " + b"-" * 200_000 + b"1"])
+def test_a_file_that_is_no_python_text_is_refused_by_name(tmp_path, content):
+    path = tmp_path / "binary.py"
+    path.write_bytes(content)
+    outcome = run_limited(LazyConfig.load, str(path))
+    assert outcome.is_refusal and "binary.py" in outcome.error
+
+
+def test_a_folder_is_no_config(tmp_path):
+    for name in ("folder.py", "folder.yaml"):
+        (tmp_path / name).mkdir()
+        with pytest.raises(ValueError, match=name):
+            LazyConfig.load(str(tmp_path / name))
+
+
+def test_what_a_users_file_registers_does_not_meet_itself(write, monkeypatch):
+    monkeypatch.delenv("DETLAB_USER_FILES", raising=False)
+    monkeypatch.setattr("sys.path", list(sys.path))
+    registry = Registry("PARTS_OF_LAZY_TEST")
+    monkeypatch.setattr(sys.modules[__name__], "PARTS", registry, raising=False)
+    code = f"from {__name__} import PARTS\n\n@PARTS.register()\nclass Part:\n    pass\n\nx = dict(width=2)\n"
+    path = write("my_lazy_parts.py", code)
+    (module,) = import_user_modules([path])
+    by_name = LazyConfig.load(write("a.py", "from my_lazy_parts import Part\nmodel = dict(part=Part)\n"))
+    beside = LazyConfig.load(write("b.py", "from .my_lazy_parts import Part, x\nmodel = dict(part=Part, x=x)\n"))
+    assert registry.get("Part") is module.Part is by_name.model.part is beside.model.part
+    assert beside.model.x.width == 2 and LazyConfig.load(path).x.width == 2
 
 
 # -------------------------------------------------------------------------------------------------------- saving

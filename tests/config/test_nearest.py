@@ -1,6 +1,6 @@
 """Names alike are found, also in another section and in another case."""
 
-from detlab.config.nearest import did_you_mean, nearest_names
+from detlab.config.nearest import did_you_mean, nearest_names, probable_slip
 
 KNOWN = ["MODEL.WEIGHTS", "MODEL.RPN.NMS_THRESH", "SOLVER.BASE_LR", "SOLVER.BASE_LR_END", "SOLVER.MAX_ITER"]
 
@@ -23,3 +23,13 @@ def test_nothing_alike_gives_no_text():
 
 def test_the_text_is_a_question():
     assert did_you_mean("MODEL.WEIGHT", KNOWN) == "; did you mean 'MODEL.WEIGHTS'?"
+
+
+def test_a_name_of_nearly_the_same_letters_or_with_the_same_words_in_it_is_a_probable_slip():
+    known = ["BASE_LR_END", "BASE_LR", "MAX_ITER", "RES5_DILATION", "CONV_DIM"]
+    assert probable_slip("MAX_ITERS", known) == "MAX_ITER"
+    assert probable_slip("LR", known) == "BASE_LR"
+    assert probable_slip("LR", known, whole=True) is None
+    assert probable_slip("RES4_DILATION", known) is None
+    assert probable_slip("FC_DIM", known) is None
+    assert probable_slip("MAX_ITER", known) is None

@@ -98,3 +98,22 @@ def test_a_users_sampler_is_taken_as_this_process_has_it(monkeypatch):
 def test_a_users_sampler_is_grouped_too():
     plan = OwnBatches(range(23), 3, seed=0, group_ids=GROUPS)
     assert all(len({int(GROUPS[ref.entry]) for ref in batch}) == 1 for batch in plan)
+
+
+def test_positions_go_on_in_the_next_pass():
+    plan = OwnBatches([3, 1, 4], 2, seed=9, drop_last=False)
+    assert list(plan) == [[(3, 0, 9), (1, 1, 9)], [(4, 2, 9)]]
+    plan.start = 2
+    assert list(plan) == [[(3, 3, 9), (1, 4, 9)], [(4, 5, 9)]]
+    plan.start = 1
+    assert list(plan) == [[(4, 2, 9)]]
+
+
+def test_the_seed_decides_what_a_sampler_draws():
+    def order(seed):
+        plan = OwnBatches(torch.utils.data.RandomSampler(range(23)), 3, seed=0)
+        list(plan)
+        plan.seed = seed
+        return list(plan)
+
+    assert order(1) == order(1) and [r.entry for b in order(1) for r in b] != [r.entry for b in order(2) for r in b]

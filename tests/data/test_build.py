@@ -13,7 +13,6 @@ from detlab.data.build import (
     filter_images_with_few_keypoints,
     filter_images_with_only_crowd_annotations,
     get_detection_dataset_dicts,
-    load_proposals_into_dataset,
     print_instances_class_histogram,
     trivial_batch_collator,
     worker_init_reset_seed,
@@ -101,9 +100,9 @@ def test_datasets_of_different_classes_are_not_joined(register):
     assert len(get_detection_dataset_dicts(names, check_consistency=False)) == 4
 
 
-def test_an_unregistered_dataset_lists_the_known(register):
+def test_an_unregistered_dataset_names_the_nearest(register):
     register("test_build_1", IMAGES)
-    with pytest.raises(KeyError, match="nearest first: test_build_1"):
+    with pytest.raises(KeyError, match="Did you mean 'test_build_1'"):
         get_detection_dataset_dicts("test_build_11")
 
 
@@ -177,10 +176,12 @@ def test_the_config_names_the_sampler(register):
     cfg.DATALOADER.SAMPLER_TRAIN = "RepeatFactorTrainingSampler"
     assert isinstance(build_detection_train_loader(cfg).sampler, RepeatFactorTrainingSampler)
     cfg.DATALOADER.SAMPLER_TRAIN = "RandomSubsetTrainingSampler"
-    with pytest.raises(ValueError, match="RANDOM_SUBSET_RATIO"):
-        build_detection_train_loader(cfg)
-    cfg.DATALOADER.RANDOM_SUBSET_RATIO = 0.5
-    assert isinstance(build_detection_train_loader(cfg).sampler, RandomSubsetTrainingSampler)
+    cfg.merge_from_list(["DATALOADER.RANDOM_SUBSET_RATIO", "0.5"])
+    subset = build_detection_train_loader(cfg, dataset=IMAGES).sampler
+    assert isinstance(subset, RandomSubsetTrainingSampler) and len(subset.epoch_indices(0)) == 2
+    cfg.DATALOADER.RANDOM_SUBSET_RATIO = 1.5
+    with pytest.raises(ValueError, match=r"1\.5 \(DATALOADER\.RANDOM_SUBSET_RATIO\) of 4 entries"):
+        build_detection_train_loader(cfg, dataset=IMAGES)
     cfg.DATALOADER.SAMPLER_TRAIN = "Sampler"
     with pytest.raises(ValueError, match="'Sampler'; it can be 'TrainingSampler'"):
         build_detection_train_loader(cfg)
@@ -194,6 +195,79 @@ def test_the_test_loader_gives_everything_once(register, num_workers):
     assert len(loader) == 4 and list(loader) == [[0], [1], [2], [3]]
     batched = build_detection_test_loader(IMAGES, mapper=lambda d: d["image_id"], batch_size=3)
     assert list(batched) == [[0, 1, 2], [3]]
+
+
+def test_a_subset_of_the_default_share_is_all():
+    cfg = small_cfg()
+    cfg.DATALOADER.SAMPLER_TRAIN = "RandomSubsetTrainingSampler"
+    sampler = build_detection_train_loader(cfg, dataset=IMAGES).sampler
+    assert sorted(sampler.epoch_indices(0)) == [0, 1, 2, 3]
+
+
+def test_images_without_annotations_are_not_repeated():
+    cfg = small_cfg()
+    cfg.DATALOADER.SAMPLER_TRAIN = "RepeatFactorTrainingSampler"
+    cfg.DATALOADER.REPEAT_THRESHOLD = 1.0
+    unlabelled = [{"file_name": f"{n}.jpg", "image_id": n, "width": 4, "height": 4} for n in range(3)]
+    sampler = build_detection_train_loader(cfg, dataset=unlabelled + [image(9, [obj(0)])]).sampler
+    assert sorted(sampler.epoch_indices(0))[:3] == [0, 1, 2] and 3 in sampler.epoch_indices(0)
+
+
+OPTIONS = {
+    "multiprocessing_context": "spawn",
+    "pin_memory": False,
+    "prefetch_factor": 3,
+    "persistent_workers": True,
+    "worker_init_fn": lambda worker_id: np.random.seed(worker_id),
+}
+
+
+def image_id_of(entry):
+    return entry["image_id"]
+
+
+@pytest.mark.parametrize("with_config", [True, False])
+def test_the_loaders_options_can_be_chosen(register, with_config):
+    name = register("test_build_1", IMAGES)
+    cfg = small_cfg(name)
+    if with_config:
+        loader = build_detection_test_loader(cfg, name, mapper=image_id_of, num_workers=1, **OPTIONS)
+        training = build_detection_train_loader(cfg, mapper=image_id_of, num_workers=1, **OPTIONS)._loader
+    else:
+        loader = build_detection_test_loader(IMAGES, mapper=image_id_of, num_workers=1, **OPTIONS)
+        training = build_detection_train_loader(
+            IMAGES, mapper=image_id_of, total_batch_size=2, num_workers=1, **OPTIONS
+        )._loader
+    for chosen in (loader, training):
+        assert chosen.multiprocessing_context.get_start_method() == "spawn"
+        assert chosen.prefetch_factor == 3 and chosen.persistent_workers
+
+
+def test_options_of_workers_make_no_difference_without_workers():
+    loader = build_detection_test_loader(IMAGES, mapper=image_id_of, **OPTIONS)
+    assert list(loader) == [[0], [1], [2], [3]]
+    assert len(next(iter(build_detection_train_loader(IMAGES, mapper=image_id_of, total_batch_size=2, **OPTIONS)))) == 2
+
+
+def test_a_spawned_worker_takes_lambdas_and_classes_made_in_functions():
+    class Mapper:
+        def __init__(self, factor):
+            self.factor = factor
+
+        def __call__(self, entry):
+            return self.factor * entry["image_id"]
+
+    loader = build_detection_test_loader(
+        IMAGES, mapper=Mapper(10), collate_fn=lambda batch: batch[0], num_workers=1, multiprocessing_context="spawn"
+    )
+    assert list(loader) == [0, 10, 20, 30]
+
+
+def test_an_unknown_option_of_a_loader_is_refused():
+    with pytest.raises(TypeError, match="num_wrokers"):
+        build_detection_test_loader(IMAGES, mapper=None, num_wrokers=2)
+    with pytest.raises(ValueError, match=r"DATALOADER\.NUM_WORKERS\) is -1"):
+        build_detection_test_loader(IMAGES, mapper=None, num_workers=-1)
 
 
 def test_evaluation_does_not_replace_images():
@@ -218,37 +292,83 @@ def test_a_dataset_may_be_a_torch_dataset(register):
         DatasetCatalog.remove("test_build_torch")
 
 
-def proposals_file(folder, content):
-    path = folder / "proposals.pkl"
-    path.write_bytes(pickle.dumps(content))
-    return str(path)
-
-
-def test_proposals_are_added_best_first(tmp_path, register):
-    boxes = [np.array([[0, 0, 1, 1], [0, 0, 2, 2]], dtype=np.float32), np.zeros((0, 4), dtype=np.float32)]
-    scores = [np.array([0.1, 0.9], dtype=np.float32), np.zeros(0, dtype=np.float32)]
-    path = proposals_file(tmp_path, {"indexes": ["0", 1], "boxes": boxes, "scores": scores})
-    first, second = load_proposals_into_dataset([dict(IMAGES[0]), dict(IMAGES[1])], path)
-    assert first["proposal_boxes"].tolist() == [[0, 0, 2, 2], [0, 0, 1, 1]]
-    np.testing.assert_allclose(first["proposal_objectness_logits"], [0.9, 0.1])
-    assert first["proposal_bbox_mode"] is BoxMode.XYXY_ABS and second["proposal_boxes"].shape == (0, 4)
+def test_proposals_come_with_a_dataset(tmp_path, register):
+    boxes, logits = [np.zeros((1, 4)), np.zeros((0, 4))], [np.zeros(1), np.zeros(0)]
+    path = tmp_path / "proposals.pkl"
+    path.write_bytes(pickle.dumps({"ids": [0, 1], "boxes": boxes, "objectness_logits": logits}))
     name = register("test_build_1", IMAGES[:2])
-    assert "proposal_boxes" in get_detection_dataset_dicts(name, proposal_files=[path])[0]
+    assert "proposal_boxes" in get_detection_dataset_dicts(name, proposal_files=[str(path)])[0]
     with pytest.raises(ValueError, match="1 datasets need as many proposal files, got 2"):
-        get_detection_dataset_dicts(name, proposal_files=[path, path])
-    with pytest.raises(ValueError, match="no proposals for 1 images, such as image 3"):
-        load_proposals_into_dataset([dict(IMAGES[3])], path)
+        get_detection_dataset_dicts(name, proposal_files=[str(path)] * 2)
 
 
-def test_a_proposal_file_cannot_run_code(tmp_path):
-    class Trap:
-        def __reduce__(self):
-            return print, ("caught",)
+def test_a_test_set_without_a_proposal_file_is_named(register):
+    cfg = small_cfg()
+    cfg.MODEL.LOAD_PROPOSALS = True
+    cfg.DATASETS.TEST = ("test_build_1",)
+    with pytest.raises(ValueError, match=r"none for test_build_1: DATASETS\.TEST is \('test_build_1',\)"):
+        build_detection_test_loader(cfg, register("test_build_1", IMAGES))
 
-    with pytest.raises(ValueError, match="is refused"):
-        load_proposals_into_dataset([], proposals_file(tmp_path, {"ids": Trap()}))
-    with pytest.raises(ValueError, match="boxes"):
-        load_proposals_into_dataset([], proposals_file(tmp_path, {"ids": []}))
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("a.json", "'test_build_odd' gave a str; it should give a list"),
+        ({"images": []}, "gave a dict"),
+        (None, "gave a NoneType"),
+        ([image(0, []), "1.jpg"], r"image number 1 of dataset 'test_build_odd' .* but is '1\.jpg'"),
+        ([None], "image number 0 of dataset 'test_build_odd' .* but is None"),
+    ],
+)
+def test_what_is_no_list_of_dictionaries_is_refused_by_name(given, message):
+    DatasetCatalog.register("test_build_odd", lambda: given)
+    try:
+        with pytest.raises((TypeError, ValueError), match=message):
+            get_detection_dataset_dicts("test_build_odd")
+    finally:
+        DatasetCatalog.remove("test_build_odd")
+
+
+def test_iterable_datasets_are_joined_and_kinds_are_not_mixed(register):
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(IMAGES)
+
+    DatasetCatalog.register("test_build_stream", Stream)
+    try:
+        assert isinstance(get_detection_dataset_dicts("test_build_stream"), Stream)
+        assert ids(get_detection_dataset_dicts(["test_build_stream"] * 2)) == [0, 1, 2, 3, 0, 1, 2, 3]
+        for names in (["test_build_stream", register("test_build_1", IMAGES)], ["test_build_1", "test_build_stream"]):
+            with pytest.raises(TypeError, match="'test_build_stream': 'Stream'"):
+                get_detection_dataset_dicts(names)
+    finally:
+        DatasetCatalog.remove("test_build_stream")
+
+
+@pytest.mark.parametrize("category", [None, "3", 1.5])
+def test_a_category_that_is_no_number_is_refused(category):
+    with pytest.raises(
+        ValueError, match=rf"image 0\.jpg of data has the category_id {category!r}; each needs the number"
+    ):
+        check_category_ids([image(0, [obj(1), obj(category)])], 3, ["data"])
+    with pytest.raises(ValueError, match="has the category_id None"):
+        print_instances_class_histogram([image(0, [{"bbox": [0, 0, 1, 1]}])], ["a"])
+
+
+@pytest.mark.parametrize("names", [None, []])
+def test_a_histogram_of_no_classes_is_refused(names):
+    with pytest.raises(ValueError, match="needs the names of the classes"):
+        print_instances_class_histogram(IMAGES[1:2], names)
+
+
+@pytest.mark.parametrize("build", [build_detection_test_loader, build_detection_train_loader])
+def test_a_name_in_place_of_a_dataset_is_refused(build):
+    options = {"total_batch_size": 2} if build is build_detection_train_loader else {}
+    for wrong in ("coco_2017_train", None, 3):
+        with pytest.raises(TypeError, match=r"a dataset is a list of dictionaries .* get_detection_dataset_dicts"):
+            build(wrong, mapper=None, **options)
+    with pytest.raises(TypeError, match="'mapper' cannot be called"):
+        build(IMAGES, mapper="mapper", **options)
 
 
 def test_workers_get_different_seeds():
@@ -287,3 +407,14 @@ def test_real_images_give_the_same_batches_for_any_number_of_workers(shared_dir,
     for one, other in zip(batch, expected):
         assert one["image_id"] == other["image_id"] and torch.equal(one["image"], other["image"])
         assert torch.equal(one["instances"].gt_boxes.tensor, other["instances"].gt_boxes.tensor)
+
+
+def test_a_dataset_that_is_not_in_the_standard_format_is_refused_by_name():
+    DatasetCatalog.register("test_no_format", lambda: [{"file_name": "a.jpg", "annotations": [{"bbox": [1, 2, 3, 4]}]}])
+    try:
+        with pytest.raises(
+            ValueError, match=r"annotation number 0 in image 'a\.jpg' of dataset 'test_no_format' has no"
+        ):
+            get_detection_dataset_dicts("test_no_format")
+    finally:
+        DatasetCatalog.remove("test_no_format")

@@ -52,6 +52,20 @@ def test_serialized_items_lie_in_one_tensor():
     assert pickle.loads(pickle.dumps(items))[3] == ENTRIES[3]
 
 
+def test_a_system_without_statvfs_shares_memory_too(monkeypatch):
+    monkeypatch.delattr("os.statvfs")
+    dataset = DatasetFromList(ENTRIES)
+    assert dataset[3] == ENTRIES[3] and dataset._items._data.is_shared()
+
+
+def test_full_shared_memory_is_not_used(monkeypatch):
+    class Full:
+        f_bavail, f_frsize = 1, 1
+
+    monkeypatch.setattr("os.statvfs", lambda path: Full)
+    assert not SerializedList(ENTRIES)._data.is_shared() and SerializedList(ENTRIES)[3] == ENTRIES[3]
+
+
 def test_an_empty_list_is_an_empty_dataset():
     assert len(DatasetFromList([])) == 0
 
@@ -67,6 +81,7 @@ def test_a_dataset_of_dictionaries_tells_which_are_wide():
     assert DatasetFromList(ENTRIES).is_wide.tolist() == [False, False, True, False, False, True, False]
     assert DatasetFromList([1, 2]).is_wide is None
     assert DatasetFromList([{"width": 1}]).is_wide is None
+    assert DatasetFromList([{"width": 1, "height": None}]).is_wide is None
 
 
 def test_a_mapped_dataset_applies_the_function():
@@ -132,3 +147,14 @@ def test_batches_hold_wide_or_high_images_only():
     given = [e["n"] for e in itertools.chain(*batches)]
     assert len(set(given)) == len(given) >= 60 - 2 * 3
     assert [max(e["n"] for e in batch) for batch in batches] == sorted(max(e["n"] for e in batch) for batch in batches)
+
+
+@pytest.mark.parametrize("entry", [{"width": 3, "file_name": "a.jpg"}, {"width": 3, "height": None}, 5])
+def test_an_entry_without_size_cannot_be_grouped(entry):
+    with pytest.raises(ValueError, match=r"grouped by their width and height.*ASPECT_RATIO_GROUPING False"):
+        list(AspectRatioGroupedDataset([entry], 2))
+
+
+def test_a_mapper_has_to_be_callable():
+    with pytest.raises(TypeError, match="None cannot be called"):
+        MapDataset([1], None)

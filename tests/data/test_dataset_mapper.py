@@ -93,6 +93,18 @@ def test_a_training_sample_holds_image_labels_and_the_entry_itself(record):
     assert sample["sem_seg"].dtype == torch.int64 and sample["sem_seg"][10, 15] == 1
 
 
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32])
+def test_labels_of_more_than_8_bits_keep_their_numbers(record, tmp_path, dtype):
+    labels = np.zeros((HEIGHT, WIDTH), dtype=dtype)
+    labels[5:20, 10:30], labels[25:35, 40:50] = 300, 60000
+    Image.fromarray(labels).save(tmp_path / "labels.tiff")
+    record["sem_seg_file_name"] = str(tmp_path / "labels.tiff")
+    augmentations = [T.ResizeShortestEdge(80), T.RandomFlip(1.0), T.RandomCrop("relative", (0.9, 0.9))]
+    sample = mapper([*augmentations, T.RandomRotation(10)])(record)
+    assert sample["sem_seg"].dtype == torch.int64
+    assert sample["sem_seg"].unique().tolist() == [0, 300, 60000]
+
+
 def test_the_entry_is_not_changed(record):
     before = copy.deepcopy(record)
     mapper(

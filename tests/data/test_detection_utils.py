@@ -12,6 +12,7 @@ from detlab.data.catalog import MetadataCatalog
 from detlab.structures.boxes import Boxes, BoxMode
 from detlab.structures.instances import Instances
 from detlab.structures.masks import BitMasks, PolygonMasks
+from tests.limits import run_limited
 
 SIZE = HEIGHT, WIDTH = 40, 60
 NAMES = ("nose", "left_eye", "right_eye", "tail")
@@ -271,6 +272,57 @@ def test_a_crop_cuts_polygons_without_shapely(monkeypatch):
 def test_a_segmentation_that_is_none_is_shown(segmentation, message):
     with pytest.raises(ValueError, match=message):
         utils.transform_instance_annotations(annotation(segmentation=segmentation), NOTHING, SIZE)
+
+
+BROKEN = {
+    "NaN": [rectangle(1, 1, 9, float("nan"))],
+    "infinity": [rectangle(1, 1, float("inf"), 9)],
+    "null": [rectangle(1, 1, 9, None)],
+    "1e300": [rectangle(1, 1, 1e300, 9)],
+    "too few pixels": {"size": list(SIZE), "counts": [10, 10]},
+    "too many pixels": {"size": list(SIZE), "counts": [10, 10**9]},
+    "compressed, too few pixels": {"size": list(SIZE), "counts": "1" * 9},
+    "not whole numbers": {"size": list(SIZE), "counts": [0.5, 2399.5]},
+    "a huge size": {"size": [2**31, 2**31], "counts": [2**62]},
+}
+
+
+@pytest.mark.parametrize("segmentation", BROKEN.values(), ids=BROKEN.keys())
+def test_a_broken_mask_is_refused_before_it_is_moved_or_drawn(segmentation):
+    objects = [annotation(segmentation=[rectangle(1, 1, 9, 9)]), annotation(segmentation=segmentation)]
+    for transform in (NOTHING, TWICE_AND_FLIPPED, T.CropTransform(5, 5, 10, 10)):
+        outcome = run_limited(utils.transform_annotations, objects, transform, SIZE, seconds=10)
+        assert outcome.error.startswith("ValueError: 'segmentation': ")
+    outcome = run_limited(utils.annotations_to_instances, objects, SIZE, "bitmask", seconds=10)
+    assert outcome.error.startswith("ValueError: 'segmentation': ")
+
+
+def test_a_corner_far_away_costs_little_and_changes_no_pixel():
+    far = [rectangle(-1e8, 10, 1e8, 20)]
+
+    def train_on_it():
+        (moved,) = utils.transform_annotations([annotation(segmentation=far)], TWICE_AND_FLIPPED, (80, 120))
+        for mask_format in ("polygon", "bitmask"):
+            masks = utils.annotations_to_instances([moved], (80, 120), mask_format).gt_masks
+            crop = masks.crop_and_resize(torch.tensor([[0.0, 0, 28, 80]]), 28)
+            assert crop.any(dim=2).sum() == 7
+            assert crop.all(dim=2).sum() == 7
+
+    assert run_limited(train_on_it, seconds=10).error == ""
+
+
+def test_corners_that_a_transform_makes_infinite_are_refused():
+    class Explode(T.Transform):
+        def apply_image(self, img):
+            return img
+
+        def apply_coords(self, coords):
+            return coords * np.array([1.0, np.inf])
+
+    (moved,) = utils.transform_annotations([annotation(segmentation=[rectangle(1, 1, 9, 9)])], Explode(), SIZE)
+    for mask_format in ("polygon", "bitmask"):
+        with pytest.raises(ValueError, match="a polygon has y = inf at its corner 0"):
+            utils.annotations_to_instances([moved], SIZE, mask_format)
 
 
 def test_what_cannot_be_a_polygon_names_the_setting():

@@ -5,11 +5,11 @@ import random
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import SequentialSampler
+from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, SequentialSampler
 
 from detlab.data.build import build_batch_data_loader, build_detection_train_loader
 from detlab.data.common import DatasetFromList
-from detlab.data.loader import worker_options
+from detlab.data.loader import endless_batches
 from detlab.data.samplers.distributed_sampler import TrainingSampler
 from detlab.utils import comm
 
@@ -124,24 +124,9 @@ def test_a_users_sampler_and_dataset_are_used_as_they_are(num_workers):
     assert list(loader) == [[0, 1, 4, 9], [16, 25, 36, 49]]
     loader.set_start_iteration(1)
     assert list(loader) == [[16, 25, 36, 49]]
+    assert list(loader) == [[0, 1, 4, 9], [16, 25, 36, 49]]
     kept = build_batch_data_loader(Squares(), SequentialSampler(range(10)), 4, drop_last=False)
     assert list(kept)[-1] == [64, 81]
-
-
-def test_an_iterable_dataset_is_batched_as_it_comes():
-    class Stream(torch.utils.data.IterableDataset):
-        def __iter__(self):
-            return iter(ENTRIES)
-
-    loader = build_detection_train_loader(Stream(), mapper=noisy_mapper, total_batch_size=4)
-    batches = list(loader)
-    assert batches and all(len({s["width"] > s["height"] for s in batch}) == 1 for batch in batches)
-    ungrouped = build_detection_train_loader(
-        Stream(), mapper=lambda e: e["n"], total_batch_size=4, aspect_ratio_grouping=False, num_workers=1
-    )
-    assert next(iter(ungrouped)) == [0, 1, 2, 3]
-    with pytest.raises(ValueError, match="sampler cannot be used"):
-        build_batch_data_loader(Stream(), TrainingSampler(3, seed=0), 4)
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch):
@@ -177,4 +162,150 @@ def test_an_error_in_a_worker_reaches_the_caller():
 def test_workers_do_not_need_picklable_mappers_where_processes_can_be_forked():
     loader = build_detection_train_loader(ENTRIES, mapper=lambda e: e["n"], total_batch_size=2, num_workers=1, seed=0)
     assert len(next(iter(loader))) == 2
-    assert worker_options(0).keys() == {"num_workers", "generator"}
+
+
+def test_a_sampler_for_a_map_style_dataset_is_asked_for():
+    with pytest.raises(ValueError, match="list is map-style: a sampler has to say"):
+        build_batch_data_loader(ENTRIES, None, 4)
+    with pytest.raises(ValueError, match="single_gpu_batch_size=0"):
+        build_batch_data_loader(ENTRIES, TrainingSampler(21, seed=0), None, single_gpu_batch_size=0)
+
+
+# ---------------------------------------------------------------------------------- loaders that end, and are resumed
+
+
+def finite_loader(sampler, num_workers=0, seed=3, **options):
+    dataset = DatasetFromList(ENTRIES)
+    return build_detection_train_loader(
+        dataset, mapper=noisy_mapper, sampler=sampler, total_batch_size=4, num_workers=num_workers, seed=seed, **options
+    )
+
+
+class Rare:
+    """Knows neither its length nor its epoch; every other pass is shorter."""
+
+    def __init__(self):
+        self.passes = 0
+
+    def __iter__(self):
+        self.passes += 1
+        return iter(range(0, 21, 1 + self.passes % 2))
+
+
+SAMPLERS = {
+    "in order": lambda: SequentialSampler(range(21)),
+    "shuffled": lambda: RandomSampler(range(21)),
+    "own generator": lambda: RandomSampler(range(21), generator=torch.Generator().manual_seed(5)),
+    "by epoch": lambda: DistributedSampler(range(21), num_replicas=2, rank=1, seed=1),
+    "passes of different lengths": Rare,
+    "a list": lambda: list(range(20)),
+}
+
+
+@pytest.mark.parametrize("grouped", [False, True], ids=["mixed", "grouped"])
+@pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS.keys())
+@pytest.mark.parametrize("start", [2, 5, 10, 13])
+def test_a_resumed_run_over_a_finite_loader_sees_the_batches_of_one_that_was_never_stopped(sampler, start, grouped):
+    whole = take(endless_batches(finite_loader(sampler(), aspect_ratio_grouping=grouped), 0), 17)
+    resumed = endless_batches(finite_loader(sampler(), aspect_ratio_grouping=grouped), start)
+    assert take(resumed, 17 - start) == whole[start:]
+
+
+def test_passes_through_a_finite_loader_are_the_same_for_any_number_of_workers():
+    whole = take(endless_batches(finite_loader(RandomSampler(range(21))), 0), 17)
+    assert take(endless_batches(finite_loader(RandomSampler(range(21)), num_workers=2), 3), 14) == whole[3:]
+
+
+def test_each_pass_is_shuffled_and_augmented_anew():
+    batches = take(endless_batches(finite_loader(RandomSampler(range(20)), aspect_ratio_grouping=False), 0), 10)
+    orders = [[sample["n"] for batch in batches[n : n + 5] for sample in batch] for n in (0, 5)]
+    assert orders[0] != orders[1]
+    noise = {sample["noise"] for batch in batches for sample in batch}
+    assert len(noise) == 40
+    in_order = take(endless_batches(build_batch_data_loader(range(20), list(range(20)), 4), 0), 10)
+    assert in_order[5:] == in_order[:5] == [list(range(n, n + 4)) for n in range(0, 20, 4)]
+
+
+def test_processes_shuffle_a_sampler_without_a_seed_differently(monkeypatch):
+    orders = []
+    for rank in range(2):
+        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
+        orders.append([s["n"] for batch in finite_loader(RandomSampler(range(21))) for s in batch])
+    assert orders[0] != orders[1]
+
+
+def test_a_sampler_that_draws_leaves_the_callers_randomness_alone():
+    before = torch.get_rng_state()
+    list(finite_loader(RandomSampler(range(21))))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_sampler_of_batches_is_refused():
+    with pytest.raises(TypeError, match=r"list gives \[0, 1\], which is no index"):
+        next(iter(build_batch_data_loader(range(4), [[0, 1], [2, 3]], 2)))
+
+
+class Naive:
+    """A finite loader that keeps the start it was told, within a pass."""
+
+    def __init__(self):
+        self.start = 0
+        self.starts = []
+
+    def set_start_iteration(self, iteration):
+        self.start = iteration
+        self.starts.append(iteration)
+
+    def __iter__(self):
+        return iter(["a", "b", "c"][self.start :])
+
+
+class NaiveOfKnownLength(Naive):
+    def __init__(self):
+        super().__init__()
+        self.epochs = []
+
+    def __len__(self):
+        return 3
+
+    def set_epoch(self, number):
+        self.epochs.append(number)
+
+
+def test_a_loader_that_keeps_its_start_still_gives_whole_passes():
+    assert take(endless_batches(Naive(), 2), 6) == list("cabcab")
+    assert take(endless_batches(NaiveOfKnownLength(), 2), 6) == list("cabcab")
+
+
+def test_a_loader_of_known_length_is_told_the_place_in_the_pass_and_the_pass():
+    loader = NaiveOfKnownLength()
+    assert take(endless_batches(loader, 7), 6) == list("bcabca")
+    assert loader.starts == [1, 0, 0] and loader.epochs == [2, 3, 4]
+
+
+def test_a_sequence_of_batches_is_entered_where_the_run_was():
+    assert take(endless_batches(["a", "b", "c"], 7), 5) == list("bcabc")
+
+
+def test_the_sampler_of_a_loader_of_torch_is_told_the_pass():
+    sampler = DistributedSampler(range(8), num_replicas=1, rank=0, seed=1)
+    loader = DataLoader(range(8), sampler=sampler, batch_size=4, collate_fn=list)
+    whole = take(endless_batches(loader, 0), 8)
+    assert len({(*whole[n], *whole[n + 1]) for n in range(0, 8, 2)}) == 4
+    assert take(endless_batches(loader, 4), 4) == whole[4:]
+
+
+def test_a_loader_that_cannot_begin_in_the_middle_says_so(caplog):
+    loader = DataLoader(range(8), batch_size=4, collate_fn=list)
+    assert take(endless_batches(loader, 3), 3) == [[0, 1, 2, 3], [4, 5, 6, 7], [0, 1, 2, 3]]
+    assert "DataLoader cannot begin at iteration 3" in caplog.text and "set_start_iteration" in caplog.text
+    caplog.clear()
+    take(endless_batches(loader, 4), 3), take(endless_batches(loader, 0), 3)
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("loader", [[], build_batch_data_loader(range(3), [0, 1, 2], 4)], ids=["list", "loader"])
+@pytest.mark.parametrize("start", [0, 5])
+def test_a_loader_without_batches_is_refused(loader, start):
+    with pytest.raises(ValueError, match="gives no batch"):
+        next(endless_batches(loader, start))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from detlab.data.stream import SampleRef, StreamDataset, random_state_of
+from detlab.data.stream import SampleRef, StreamDataset, random_state_of, seed_of, with_own_randomness
 
 
 def draw():
@@ -59,3 +59,40 @@ def test_a_stream_dataset_gives_entries_with_their_positions_randomness():
     dataset = StreamDataset(Noisy())
     assert len(dataset) == 2
     assert dataset[SampleRef(1, 7, 3)] == (1, drawn_at(3, 7))
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 8])
+def test_an_iterable_draws_by_its_key_whatever_happens_between(at_once):
+    def noise():
+        for _ in range(7):
+            yield draw()
+
+    expected = list(with_own_randomness(noise(), 4, 5))
+    given = []
+    for item in with_own_randomness(noise(), 4, 5, at_once=at_once):
+        random.seed(1), np.random.seed(1), torch.manual_seed(1)
+        given.append(item)
+    assert given == expected and len(set(given)) == 7
+    for unwanted in (1, 4, 7, 50):
+        assert list(with_own_randomness(noise(), 4, 5, at_once=at_once, unwanted=unwanted)) == expected
+    assert list(with_own_randomness(noise(), 4, 6)) != expected
+
+
+def test_an_iterable_leaves_the_callers_generators_alone_even_after_an_error():
+    def broken():
+        draw()
+        yield 1
+        draw()
+        raise ZeroDivisionError
+
+    random.seed(0), np.random.seed(0), torch.manual_seed(0)
+    expected = draw()
+    random.seed(0), np.random.seed(0), torch.manual_seed(0)
+    with pytest.raises(ZeroDivisionError):
+        list(with_own_randomness(broken(), 1))
+    assert draw() == expected
+
+
+def test_seeds_of_different_keys_differ():
+    seeds = {seed_of(a, b, c, 2) for a in range(4) for b in range(4) for c in range(4)}
+    assert len(seeds) == 64 and all(0 <= seed < 2**63 for seed in seeds)

@@ -4,6 +4,7 @@ import argparse
 import gc
 import logging
 import os
+import re
 import weakref
 
 import numpy as np
@@ -36,6 +37,23 @@ def test_the_command_line_has_what_users_of_such_tools_know():
     assert "my epilog" in defaults.default_argument_parser("my epilog").format_help()
 
 
+@pytest.mark.parametrize(
+    "arguments", [("--num-gpus", "-1"), ("--num-gpus", "two"), ("--num-machines", "0"), ("--machine-rank", "-2")]
+)
+def test_a_number_that_cannot_be_is_refused_by_the_command_line(arguments, capsys):
+    with pytest.raises(SystemExit):
+        defaults.default_argument_parser().parse_args(arguments)
+    option, value = arguments
+    assert re.search(rf"argument {option}: must be a whole number from \d on, got '{value}'", capsys.readouterr().err)
+
+
+def test_a_python_config_is_sent_to_the_program_that_takes_it(tmp_path):
+    (tmp_path / "model.py").write_text("model = dict()\n")
+    args = defaults.default_argument_parser().parse_args(["--config-file", str(tmp_path / "model.py")])
+    with pytest.raises(ValueError, match=r"lazyconfig_train_net\.py"):
+        defaults.config_from_args(args)
+
+
 def test_the_config_is_read_after_the_modules_and_frozen(tmp_path):
     module = tmp_path / "early.py"
     module.write_text("import os\nos.environ['EARLY_MODULE'] = 'loaded'\n")
@@ -61,6 +79,38 @@ def small_setup(tmp_path, **settings):
     return cfg
 
 
+def contradictory(cfg):
+    cfg.MODEL.RPN.IOU_LABELS = [0, 1]
+    cfg.MODEL.ROI_HEADS.POSITIVE_FRACTION = 3.0
+    return cfg
+
+
+BOTH_PROBLEMS = r"(?s)ROI_HEADS\.POSITIVE_FRACTION must be.*\n.*RPN\.IOU_LABELS must have"
+
+
+@pytest.mark.parametrize("eval_only", [False, True])
+def test_set_up_refuses_a_config_that_contradicts_itself_before_it_writes(tmp_path, eval_only):
+    with pytest.raises(ValueError, match=BOTH_PROBLEMS):
+        defaults.default_setup(contradictory(small_setup(tmp_path)), argparse.Namespace(eval_only=eval_only))
+    assert not (tmp_path / "out").exists()
+
+
+def test_trainer_and_predictor_refuse_a_config_that_contradicts_itself(tmp_path):
+    for build in (DefaultTrainer, DefaultPredictor):
+        with pytest.raises(ValueError, match=BOTH_PROBLEMS):
+            build(contradictory(small_setup(tmp_path)))
+
+
+def test_without_iterations_there_is_nothing_to_train_but_something_to_evaluate(tmp_path):
+    cfg = small_setup(tmp_path)
+    cfg.SOLVER.MAX_ITER = 0
+    for start in (lambda: defaults.default_setup(cfg, argparse.Namespace()), lambda: DefaultTrainer(cfg)):
+        with pytest.raises(ValueError, match="nothing to train"):
+            start()
+    defaults.default_setup(cfg, argparse.Namespace(eval_only=True))
+    assert (tmp_path / "out" / "config.yaml").is_file()
+
+
 def test_set_up_saves_the_config_and_seeds_everything(tmp_path):
     cfg = small_setup(tmp_path, SEED=11)
     args = argparse.Namespace(eval_only=False)
@@ -83,6 +133,15 @@ def test_an_evaluation_does_not_replace_the_config_of_the_training(tmp_path):
     assert "SEED: 1" in (tmp_path / "out" / "config.yaml").read_text()
 
 
+def test_a_config_that_differs_is_kept_beside_the_new_one(tmp_path):
+    for seed in (1, 1, 2, 3):
+        defaults.default_setup(small_setup(tmp_path, SEED=seed), argparse.Namespace(resume=True))
+    texts = {path.name: path.read_text() for path in (tmp_path / "out").glob("config*")}
+    seeds = {name: text.partition("\nSEED: ")[2][:1] for name, text in texts.items()}
+    assert seeds == {"config.yaml": "3", "config_1.yaml": "1", "config_2.yaml": "2"}
+    assert "config_2.yaml" in (tmp_path / "out" / "log.txt").read_text()
+
+
 def test_set_up_takes_python_configs(tmp_path):
     from omegaconf import OmegaConf
 
@@ -98,6 +157,21 @@ def test_a_gpu_that_is_not_there_is_said_with_the_cure(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"no GPU.*MODEL.DEVICE cpu"):
         defaults.default_setup(cfg, argparse.Namespace())
     assert not (tmp_path / "out").exists()
+
+
+def test_a_device_that_torch_does_not_know_is_refused_with_those_it_does(tmp_path):
+    from omegaconf import OmegaConf
+
+    cfg = OmegaConf.create({"train": {"output_dir": str(tmp_path / "out"), "device": "gpu"}})
+    with pytest.raises(ValueError, match=r"train\.device is 'gpu'.*'cuda'.*'cpu'"):
+        defaults.default_setup(cfg, argparse.Namespace())
+
+
+def test_metrics_without_an_output_directory_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="OUTPUT_DIR is empty"):
+        defaults.default_writers("", 3)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_precision_of_products_is_set(tmp_path):

@@ -1,5 +1,6 @@
 """Each hook does its one thing."""
 
+import contextlib
 import json
 import logging
 import os
@@ -12,7 +13,7 @@ from torch import nn
 from detlab.checkpoint.detection_checkpoint import DetectionCheckpointer
 from detlab.engine import hooks
 from detlab.engine.train_loop import HookBase
-from detlab.utils.events import EventWriter, JSONWriter
+from detlab.utils.events import CommonMetricPrinter, EventWriter, JSONWriter
 from detlab.utils.registry import Registry
 from tests.engine.toys import toy_trainer
 
@@ -77,6 +78,76 @@ def test_writers_write_periodically_at_the_end_and_what_was_put_after_training(t
     assert rows[-1]["late"] == 1.0
     with pytest.raises(TypeError, match="EventWriter"):
         hooks.PeriodicWriter(["log.txt"])
+
+
+class EndAt(HookBase):
+    """Ends the run after an iteration."""
+
+    def __init__(self, iteration):
+        self.iteration = iteration
+
+    def after_step(self):
+        if self.trainer.iter == self.iteration:
+            self.trainer.max_iter = 0
+
+
+class PutBehind(HookBase):
+    """Puts a scalar every three iterations and at the end."""
+
+    def after_step(self):
+        if (self.trainer.iter + 1) % 3 == 0:
+            self.trainer.storage.put_scalar("behind", float(self.trainer.iter), smoothing_hint=False)
+
+    def after_train(self):
+        self.trainer.storage.put_scalar("at_the_end", 1.0)
+
+
+def test_scalars_of_a_hook_behind_the_writer_are_written(tmp_path):
+    trainer = toy_trainer()
+    trainer.register_hooks([hooks.PeriodicWriter([JSONWriter(str(tmp_path / "m.json"))], period=3), PutBehind()])
+    trainer.train(0, 6)
+    rows = [json.loads(line) for line in (tmp_path / "m.json").read_text().splitlines()]
+    assert [(row["iteration"], row["behind"]) for row in rows if "behind" in row] == [(2, 2.0), (5, 5.0)]
+    assert [row["iteration"] for row in rows if "at_the_end" in row] == [6]
+    assert len([row for row in rows if "total_loss" in row]) == 2
+
+
+@pytest.mark.parametrize("stops_first", [True, False])
+def test_everything_at_the_end_of_a_run_follows_a_hook_that_ends_it(tmp_path, caplog, stops_first):
+    trainer, evaluated = toy_trainer(), []
+    checkpointer = DetectionCheckpointer(trainer.model, str(tmp_path), trainer=trainer)
+    writers = [CommonMetricPrinter(100), JSONWriter(str(tmp_path / "m.json"))]
+    others = [
+        hooks.PeriodicCheckpointer(checkpointer, 100),
+        hooks.EvalHook(0, lambda: evaluated.append(trainer.iter) or {"AP": 1.0}),
+        hooks.PeriodicWriter(writers, period=100),
+    ]
+    trainer.register_hooks([EndAt(4), *others] if stops_first else [*others, EndAt(4)])
+    trainer.train(0, 100)
+    assert evaluated == [5]
+    final = torch.load(tmp_path / "model_final.pth", weights_only=True)
+    assert final["iteration"] == final["trainer"]["iteration"] == 4
+    assert torch.equal(final["model"]["linear.weight"], trainer.model.linear.weight)
+    rows = [json.loads(line) for line in (tmp_path / "m.json").read_text().splitlines()]
+    assert rows[0]["iteration"] == 4 and "total_loss" in rows[0] and "AP" in rows[-1]
+    # Not one for iteration 5, which was never run.
+    assert ["iter: 4" in m for m in caplog.messages if "eta" in m] == ([True] if stops_first else [])
+
+
+def test_the_time_left_is_that_to_the_end_that_a_hook_has_set():
+    class Look(HookBase):
+        left = []
+
+        def after_step(self):
+            self.left.append(self.trainer.storage.latest()["eta_seconds"][0] > 0)
+
+    trainer = toy_trainer()
+    ends_later = hooks.CallbackHook(before_train=lambda given: setattr(given, "max_iter", 3))
+    trainer.register_hooks(
+        [ends_later, hooks.IterationTimer(0), hooks.PeriodicWriter([CommonMetricPrinter(1)], 1), Look()]
+    )
+    trainer.train(0, 1)
+    assert Look.left == [True, True, False]
 
 
 # ---------------------------------------------------------------------------------------------------- learning rate
@@ -226,6 +297,84 @@ def test_a_run_that_failed_in_its_last_step_is_not_evaluated():
     with pytest.raises(RuntimeError, match="stop"):
         trainer.train(0, 3)
     assert not calls
+
+
+class KilledError(Exception):
+    """Stands for a signal."""
+
+
+def run_with_record(tmp_path, start, end, killed_in=None, results=None, period=2):
+    """A run whose evaluations are noted; gives the iterations evaluated and the trainer."""
+    trainer, evaluated = toy_trainer(), []
+
+    def evaluate():
+        if trainer.iter == killed_in:
+            raise KilledError
+        evaluated.append(trainer.iter)
+        return {"bbox": {"AP": float(trainer.iter)}} if results is None else results
+
+    checkpointer = DetectionCheckpointer(trainer.model, str(tmp_path), trainer=trainer)
+    trainer.register_hooks(
+        [
+            hooks.EvalHook(period, evaluate, record_file=str(tmp_path / "last_evaluation.json")),
+            hooks.BestCheckpointer(period, checkpointer, "bbox/AP"),
+        ]
+    )
+    if start > 0:
+        checkpointer.resume_or_load("", resume=True)
+    with contextlib.suppress(KilledError):
+        trainer.train(start, end)
+    return evaluated, trainer
+
+
+def test_an_evaluation_that_was_killed_is_made_up_for_by_the_resumed_run(tmp_path):
+    assert run_with_record(tmp_path, 0, 7, killed_in=3)[0] == [1]
+    evaluated, trainer = run_with_record(tmp_path, 4, 7)
+    assert evaluated == [4, 5, 7]
+    history = trainer.storage.history("bbox/AP").values()
+    assert [iteration for _, iteration in history] == [3, 5, 7]
+
+
+def test_an_evaluation_that_was_finished_is_not_repeated_but_its_results_are_known(tmp_path):
+    run_with_record(tmp_path, 0, 7, killed_in=5)
+    evaluated, trainer = run_with_record(tmp_path, 4, 7)
+    assert evaluated == [5, 7]
+    assert trainer.storage.history("bbox/AP").values()[0] == (3.0, 3)
+    assert trainer.hooks[1].best_metric == 7.0
+
+
+def test_the_best_checkpoint_of_an_evaluation_made_up_for_resumes_at_the_right_iteration(tmp_path):
+    run_with_record(tmp_path, 0, 7, killed_in=3)
+    run_with_record(tmp_path, 4, 5, killed_in=5)
+    saved = torch.load(tmp_path / "model_best.pth", weights_only=True)
+    assert saved["iteration"] == saved["trainer"]["iteration"] == 3
+
+
+def test_a_note_of_another_course_of_the_run_is_not_believed(tmp_path):
+    run_with_record(tmp_path, 0, 7)
+    # Afresh in the same directory, killed in the evaluation after the iteration that the note is of.
+    run_with_record(tmp_path, 0, 9, killed_in=7)
+    assert json.loads((tmp_path / "last_evaluation.json").read_text())["iteration"] == 5
+    assert run_with_record(tmp_path, 8, 9)[0] == [8, 9]
+    assert run_with_record(tmp_path, 0, 1, killed_in=1)[0] == []
+    assert not (tmp_path / "last_evaluation.json").exists()
+
+
+def test_a_run_killed_in_its_last_evaluation_evaluates_when_it_is_resumed(tmp_path):
+    assert run_with_record(tmp_path, 0, 4, killed_in=4)[0] == [1]
+    assert run_with_record(tmp_path, 4, 4)[0] == [4]
+
+
+def test_an_evaluation_without_numbers_counts_as_finished(tmp_path):
+    run_with_record(tmp_path, 0, 7, killed_in=5, results={})
+    assert run_with_record(tmp_path, 4, 7, results={})[0] == [5, 7]
+
+
+def test_a_run_ended_in_an_iteration_that_was_evaluated_is_not_evaluated_again():
+    trainer, evaluated = toy_trainer(), []
+    trainer.register_hooks([hooks.EvalHook(3, lambda: evaluated.append(trainer.iter)), EndAt(5)])
+    trainer.train(0, 100)
+    assert evaluated == [2, 5]
 
 
 @pytest.mark.parametrize(("results", "error"), [({"a": {"b": "x"}}, ValueError), ([1.0], TypeError)])

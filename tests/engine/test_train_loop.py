@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import SequentialSampler
 
+from detlab.data.build import build_batch_data_loader
 from detlab.engine.hooks import LRScheduler
 from detlab.engine.train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
 from detlab.utils.events import EventStorage
@@ -317,6 +319,21 @@ def test_a_finite_loader_is_started_again_and_an_empty_one_refused():
     assert trainer.iter == 5
     with pytest.raises(ValueError, match="gives no batch"):
         toy_trainer(loader=[]).train(0, 1)
+
+
+def test_a_resumed_run_over_a_finite_loader_takes_whole_passes_after_the_first():
+    items = [item for number in range(3) for item in ToyLoader().batch(number)]
+
+    def run(start):
+        taken = []
+
+        trainer = toy_trainer(loader=build_batch_data_loader(items, SequentialSampler(items), 4))
+        trainer.model.register_forward_pre_hook(lambda _, batches: taken.append(batches[0][0]["file_name"]))
+        trainer.train(start, 8)
+        return taken
+
+    assert run(2) == ["2_0.jpg", "0_0.jpg", "1_0.jpg", "2_0.jpg", "0_0.jpg", "1_0.jpg"]
+    assert run(2) == run(0)[2:] and run(7) == run(0)[7:]
 
 
 def test_a_new_data_loader_begins_where_training_is():

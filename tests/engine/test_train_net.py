@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from detlab.data.datasets.shapes import generate_shapes
+from detlab.engine import defaults
 from detlab.engine.defaults import default_argument_parser
 from detlab.engine.hooks import EVALUATION_HOOK_REGISTRY, HOOK_REGISTRY
 from detlab.engine.launch import launch_from_args
@@ -151,6 +152,58 @@ def test_a_run_killed_in_the_middle_and_resumed_ends_with_the_same_weights(
     assert_same(weights_of_a_whole_run, saved_weights(tmp_path / "killed"))
 
 
+def test_an_evaluation_that_was_killed_is_made_up_for_and_changes_no_weight(command, run_tool, tmp_path, monkeypatch):
+    def run(name, *flags):
+        return run_tool(command(name, *flags, options=["TEST.EVAL_PERIOD", "4"]))
+
+    def rows_with_results(name):
+        lines = (tmp_path / name / "metrics.json").read_text().splitlines()
+        return [row["iteration"] for row in map(json.loads, lines) if "bbox/AP" in row]
+
+    run("whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(defaults, "inference_on_dataset", _killed)
+        with pytest.raises(KilledError):
+            run("killed")
+    assert (tmp_path / "killed" / "last_checkpoint").read_text() == "model_0000003.pth"
+    assert rows_with_results("killed") == []
+    results = run("killed", "--resume")
+    assert rows_with_results("killed") == rows_with_results("whole") == [3, NUM_ITERS]
+    assert_same(saved_weights(tmp_path / "whole"), saved_weights(tmp_path / "killed"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(defaults, "inference_on_dataset", _killed)
+        with pytest.raises(KilledError):
+            run("killed", "--resume")
+    assert str(run("killed", "--resume")) == str(results)
+
+
+class KilledError(Exception):
+    """Stands for a signal."""
+
+
+def _killed(*args):
+    raise KilledError
+
+
+def test_results_of_the_training_are_left_by_an_evaluation_of_other_weights(command, run_tool, tmp_path):
+    run_tool(command("a"))
+    predictions = tmp_path / "a" / "inference" / "coco_instances_results.json"
+    before = predictions.stat().st_mtime_ns
+    weights = str(tmp_path / "a" / "model_0000001.pth")
+    run_tool(command("a", "--eval-only", options=["MODEL.WEIGHTS", weights]))
+    assert predictions.stat().st_mtime_ns == before
+    assert (tmp_path / "a" / "eval_model_0000001" / "inference" / predictions.name).exists()
+
+
+def test_a_run_resumed_with_another_number_of_classes_is_refused_before_any_step(command, run_tool, tmp_path):
+    run_tool(command("a", options=["DATASETS.TEST", "()"]))
+    more = ["DATASETS.TEST", "()", "MODEL.ROI_HEADS.NUM_CLASSES", "7", "SOLVER.MAX_ITER", "9"]
+    with pytest.raises(ValueError, match=r"(?s)momentum_buffer of .*roi_heads.*shape"):
+        run_tool(command("a", "--resume", options=more))
+    assert (tmp_path / "a" / "iterations.txt").read_text().split() == [str(i) for i in range(NUM_ITERS)]
+
+
 def test_the_plain_loop_ends_with_the_same_weights_and_resumes(command, run_tool, tmp_path):
     options = ["DATASETS.TEST", "()"]
     run_tool(command("hooks", options=options))
@@ -204,6 +257,24 @@ def test_python_configs_train_resume_and_are_evaluated(command, run_tool, projec
     assert str(evaluated["bbox"]["AP"]) == results
 
 
+@pytest.mark.parametrize(
+    ("option", "error", "message"),
+    [
+        ("dataloader.test.dataset.names=user_vla", KeyError, "user_vla.*user_val"),
+        ("dataloader.evaluator.tasks=[boxes]", ValueError, "boxes"),
+        ("train.device=gpu", ValueError, r"train\.device is 'gpu'.*'cuda'"),
+    ],
+)
+def test_what_is_wrong_with_a_python_config_is_said_before_training(
+    command, run_tool, project_root, tmp_path, option, error, message
+):
+    config = str(project_root / "tests" / "engine" / "lazy_tiny.py")
+    options = [f"train.output_dir={tmp_path}/lazy", option]
+    with pytest.raises(error, match=f"(?s){message}"):
+        run_tool(["--config-file", config, "--import", USER_MODULE, *options], tool="lazyconfig_train_net")
+    assert not (tmp_path / "lazy" / "iterations.txt").exists()
+
+
 def test_two_processes_on_the_cpu_train_and_evaluate(command, tmp_path):
     args = default_argument_parser().parse_args(command("two", "--num-gpus", "2"))
     launch_from_args(run_train_net, args, device="cpu")
@@ -219,6 +290,8 @@ def test_two_processes_on_the_cpu_train_and_evaluate(command, tmp_path):
     ("options", "error", "message"),
     [
         (["DATASETS.TRAIN", "['user_trian']"], KeyError, "user_trian.*user_train"),
+        (["DATASETS.TEST", "['user_vla']"], KeyError, "user_vla.*user_val"),
+        (["TEST.EXPECTED_RESULTS", "[['bbox', 'AP']]"], ValueError, "TEST.EXPECTED_RESULTS.*tolerance"),
         (["MODEL.ROI_HEADS.NUM_CLASSES", "2"], ValueError, "NUM_CLASSES"),
         (["DATASETS.TRAIN", "[]"], ValueError, "DATASETS.TRAIN|empty|no "),
         (["MODEL.DEVICE", "cuda"], ValueError, "MODEL.DEVICE cpu"),
@@ -229,11 +302,12 @@ def test_two_processes_on_the_cpu_train_and_evaluate(command, tmp_path):
         (["SOLVER.IMS_PER_BATCH", "3", "SOLVER.REFERENCE_WORLD_SIZE", "2"], ValueError, "IMS_PER_BATCH 3"),
     ],
 )
-def test_bad_settings_are_refused_with_value_and_cure(command, run_tool, options, error, message):
+def test_bad_settings_are_refused_with_value_and_cure(command, run_tool, tmp_path, options, error, message):
     if options[:2] == ["MODEL.DEVICE", "cuda"] and torch.cuda.is_available():
         pytest.skip("there is a GPU")
     with pytest.raises(error, match=f"(?s){message}"):
         run_tool(command("bad", options=options))
+    assert not (tmp_path / "bad" / "iterations.txt").exists()
 
 
 def test_an_output_directory_that_cannot_be_written_is_refused_before_training(command, run_tool, tmp_path):

@@ -16,6 +16,7 @@ from pycocotools import mask as mask_tools
 
 from detlab.config.config import get_cfg
 from detlab.data.catalog import DatasetCatalog, MetadataCatalog
+from detlab.data.datasets.coco import load_coco_json
 from detlab.evaluation.coco_evaluation import COCOevalMaxDets, COCOEvaluator, instances_to_coco_json
 from detlab.structures.boxes import Boxes, BoxMode
 from detlab.structures.instances import Instances
@@ -332,7 +333,7 @@ class TestBadInput:
         with pytest.raises(FileNotFoundError, match=r"nowhere.json.*DETLAB_DATASETS"):
             COCOEvaluator(dataset("nowhere.json"))
 
-    @pytest.mark.parametrize("content, problem", [("{", "not valid json"), ("[]", "COCO's form")])
+    @pytest.mark.parametrize("content, problem", [("{", "not valid json"), ("[]", "COCO format")])
     def test_a_broken_annotation_file_is_named(self, tmp_path, dataset, content, problem):
         (tmp_path / "broken.json").write_text(content)
         evaluator = feed(COCOEvaluator(dataset(tmp_path / "broken.json"), distributed=False))
@@ -358,6 +359,138 @@ class TestBadInput:
     def test_a_task_that_the_model_does_not_do_is_refused(self, small):
         with pytest.raises(ValueError, match=r"segm task .* no 'segmentation'"):
             feed(COCOEvaluator(small, tasks=("segm",), distributed=False)).evaluate()
+
+
+class TestGroundTruth:
+    """What is wrong in the annotations, and what the official code makes of it."""
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"image_id": 99},
+            {"bbox": [0, 0, math.nan, 5]},
+            {"bbox": [60, 0, 5, 5]},
+            {"segmentation": [[1, 2, 3, 4]]},
+            {"segmentation": [[1, 2, 3, 4, math.nan, 6]]},
+        ],
+    )
+    def test_what_training_leaves_out_is_not_evaluated(self, tmp_path, dataset, wrong, caplog):
+        content = truth()
+        content["annotations"].append({**content["annotations"][0], "id": 9, **wrong})
+        path = write_truth(tmp_path / "odd.json", content)
+        name = dataset(path, thing_dataset_id_to_contiguous_id=CATEGORIES)
+        results = feed(COCOEvaluator(name, distributed=False), with_masks=True).evaluate()
+        assert [results[task]["AP"] for task in ("bbox", "segm")] == pytest.approx([100, 100])
+        assert "Left out 1 " in caplog.text
+        assert sum(len(image["annotations"]) for image in load_coco_json(str(path), "")) == len(truth()["annotations"])
+
+    def test_boxes_of_size_0_are_missed_objects_as_in_the_official_code(self, tmp_path, dataset):
+        content = truth()
+        content["annotations"].append({**content["annotations"][0], "id": 9, "bbox": [5, 5, 0, 7], "area": 7})
+        name = dataset(write_truth(tmp_path / "thin.json", content), thing_dataset_id_to_contiguous_id=CATEGORIES)
+        for use_fast_impl in (True, False):
+            evaluator = COCOEvaluator(name, tasks=("bbox",), distributed=False, use_fast_impl=use_fast_impl)
+            assert feed(evaluator).evaluate()["bbox"]["AP-left"] == pytest.approx(100 * 67 / 101)
+
+    @pytest.mark.parametrize("area", [None, math.nan, -5, math.inf])
+    def test_an_area_that_is_none_is_that_of_the_box(self, tmp_path, dataset, area):
+        content = truth()
+        for annotation in content["annotations"]:
+            annotation["area"] = area
+        name = dataset(write_truth(tmp_path / "area.json", content), thing_dataset_id_to_contiguous_id=CATEGORIES)
+        assert feed(COCOEvaluator(name, distributed=False)).evaluate()["bbox"]["APs"] == pytest.approx(100)
+
+    @pytest.mark.parametrize("ids", [(-1, -2), (2**60, 2**60 + 1), ("a", "b")])
+    def test_ids_that_the_fast_code_cannot_take_are_evaluated_all_the_same(self, tmp_path, dataset, ids):
+        content = truth()
+        new = dict(zip((11, 12), ids))
+        for image in content["images"]:
+            image["id"] = new[image["id"]]
+        for annotation in content["annotations"]:
+            annotation["image_id"] = new[annotation["image_id"]]
+        name = dataset(write_truth(tmp_path / "ids.json", content), thing_dataset_id_to_contiguous_id=CATEGORIES)
+        predictions = {new[image_id]: found for image_id, found in PERFECT.items()}
+        assert feed(COCOEvaluator(name, distributed=False), predictions).evaluate()["bbox"]["AP"] == pytest.approx(100)
+
+    def test_what_else_is_in_the_file_does_not_reach_the_fast_code(self, tmp_path, dataset):
+        content = {**truth(), "info": 5, "licenses": "none", "more": [[[]]]}
+        for kind in ("images", "annotations", "categories"):
+            for entry in content[kind]:
+                entry.update(url=7, keypoints_of_mine={"a": [None]}, attributes=[1, "x"], ignore=0)
+        name = dataset(write_truth(tmp_path / "more.json", content), thing_dataset_id_to_contiguous_id=CATEGORIES)
+        assert feed(COCOEvaluator(name, distributed=False)).evaluate()["bbox"]["AP"] == pytest.approx(100)
+
+    def test_rotated_boxes_are_refused_with_a_sentence(self, tmp_path, dataset):
+        content = truth()
+        for annotation in content["annotations"]:
+            annotation["bbox"].append(30)
+        name = dataset(write_truth(tmp_path / "rotated.json", content), thing_dataset_id_to_contiguous_id=CATEGORIES)
+        with pytest.raises(
+            ValueError, match=r"upright boxes; annotation 1 of image 11 has a rotated one, of 5 numbers"
+        ):
+            feed(COCOEvaluator(name, distributed=False)).evaluate()
+
+    def test_proposals_need_upright_boxes(self, tmp_path, dataset):
+        content = truth()
+        del content["annotations"][0]["bbox"]
+        evaluator = COCOEvaluator(dataset(write_truth(tmp_path / "boxless.json", content)), distributed=False)
+        proposals = Instances(SIZE, proposal_boxes=Boxes(torch.zeros(0, 4)), objectness_logits=torch.zeros(0))
+        evaluator.reset()
+        evaluator.process([{"image_id": 11}], [{"proposals": proposals}])
+        with pytest.raises(ValueError, match=r"proposals cannot be evaluated: .*'bbox' .* annotation 1 of image 11"):
+            evaluator.evaluate()
+
+    def test_masks_need_the_sizes_of_images(self, tmp_path, dataset, caplog):
+        content = truth()
+        del content["images"][0]["height"]
+        name = dataset(write_truth(tmp_path / "sizeless.json", content), thing_dataset_id_to_contiguous_id=CATEGORIES)
+        assert list(feed(COCOEvaluator(name, distributed=False), with_masks=True).evaluate()) == ["bbox"]
+        assert "segm task needs 'height' and 'width' of image 11" in caplog.text
+
+    def test_keypoints_of_two_skeletons_are_named(self, tmp_path, dataset):
+        content = truth()
+        content["annotations"][0]["keypoints"] = [5, 5, 2, 15, 5, 2]
+        content["annotations"][1]["keypoints"] = [35, 15, 2]
+        name = dataset(write_truth(tmp_path / "two.json", content), thing_dataset_id_to_contiguous_id=CATEGORIES)
+        evaluator = COCOEvaluator(name, tasks=("keypoints",), distributed=False, kpt_oks_sigmas=(0.05, 0.05))
+        instances = detections(*PERFECT[11])
+        instances.pred_keypoints = torch.ones(2, 2, 3)
+        evaluator.reset()
+        evaluator.process([{"image_id": 11}], [{"instances": instances}])
+        with pytest.raises(ValueError, match=r"annotation 1 of image 11 has 2, annotation 2 of image 11 has 1"):
+            evaluator.evaluate()
+
+    def test_an_outline_of_gigabytes_is_evaluated_as_the_pixels_it_covers(self, tmp_path, dataset):
+        content = truth()
+        content["annotations"][0]["segmentation"] = [[0, 0, 20, 0, 20, 10, 0, 10, -9e8, 9e8, -9e8, 10, 0, 10]]
+        name = dataset(write_truth(tmp_path / "far.json", content), thing_dataset_id_to_contiguous_id=CATEGORIES)
+        results = feed(COCOEvaluator(name, tasks=("segm",), distributed=False), with_masks=True).evaluate()
+        assert results["segm"]["AP"] == pytest.approx(100)
+
+    @pytest.mark.parametrize("change", ["annotations", "classes"])
+    def test_a_conversion_of_earlier_annotations_is_not_used_again(self, tmp_path, change):
+        name = f"coco_evaluation_test_cache_{change}"
+        annotation = {"bbox": [0, 0, 20, 10], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
+        image = {"file_name": "a.jpg", "image_id": 11, "height": 40, "width": 60, "annotations": [annotation]}
+        DatasetCatalog.register(name, lambda: [image])
+        MetadataCatalog.get(name).set(thing_classes=["one", "two"])
+
+        def evaluate(box):
+            evaluator = COCOEvaluator(name, distributed=False, output_dir=str(tmp_path))
+            return feed(evaluator, {11: ([box], [0])}).evaluate()["bbox"]
+
+        try:
+            assert evaluate([0, 0, 20, 10])["AP-one"] == pytest.approx(100)
+            if change == "annotations":
+                annotation["bbox"] = [30, 20, 20, 10]
+                assert evaluate([30, 20, 50, 30])["AP-one"] == pytest.approx(100)
+            else:
+                MetadataCatalog.remove(name)
+                MetadataCatalog.get(name).set(thing_classes=["uno", "due"])
+                assert evaluate([0, 0, 20, 10])["AP-uno"] == pytest.approx(100)
+        finally:
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
 
 
 class TestProposals:
@@ -435,6 +568,14 @@ def test_two_processes_gather_on_the_first(small, tmp_path):
     assert second == {}
     assert [first["bbox"]["AP"], first["segm"]["AP"]] == pytest.approx([100, 100])
     assert len(json.loads((tmp_path / "out" / "coco_instances_results.json").read_text())) == 3
+
+
+def test_each_number_of_a_task_is_logged_once(small, caplog):
+    with caplog.at_level(logging.INFO):
+        feed(COCOEvaluator(small, distributed=False)).evaluate()
+    summaries = [message for message in caplog.messages if "results for bbox" in message]
+    assert len(summaries) == 1 and summaries[0].count("Average Precision") == 6
+    assert not [message for message in caplog.messages if "AP50" in message]
 
 
 def test_the_fast_implementation_is_taken_when_it_is_installed(small, caplog):

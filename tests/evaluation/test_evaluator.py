@@ -50,10 +50,12 @@ def test_results_under_the_same_name_are_refused():
 
 
 def test_without_evaluator_only_the_speed_is_measured(caplog):
+    seen = []
     with caplog.at_level(logging.INFO):
-        assert inference_on_dataset(double, [[1]] * 3, None) == {}
-    assert "Inference done 3/3" in caplog.text or "Inference done" in caplog.text
-    assert "Total inference pure compute time" in caplog.text
+        assert inference_on_dataset(lambda batch: seen.append(batch), [[1]] * 3, None) == {}
+    assert seen == [[1]] * 3
+    for line in ("Inference done 3/3. ", "Total inference time: ", "Total inference pure compute time: "):
+        assert sum(text.startswith(line) for text in caplog.messages) == 1, line
 
 
 def test_progress_names_rates_and_time_left(caplog):

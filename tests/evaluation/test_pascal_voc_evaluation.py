@@ -102,6 +102,24 @@ def test_an_annotation_file_is_parsed_as_it_is(folder):
     assert first == {"name": "cat", "pose": "Left", "truncated": 0, "difficult": 1, "bbox": [51, 51, 70, 70]}
 
 
+def test_a_broken_annotation_file_is_named(voc, folder):
+    broken = folder / "Annotations" / "000002.xml"
+    broken.write_text("<annotation><object><name>cat</name></object></annotation>")
+    with pytest.raises(ValueError, match=r"000002\.xml: <object> has no <bndbox/xmin>"):
+        feed(PascalVOCDetectionEvaluator(voc), PERFECT)
+    broken.unlink()
+    with pytest.raises(FileNotFoundError, match=r"000002\.xml does not exist"):
+        feed(PascalVOCDetectionEvaluator(voc), PERFECT)
+
+
+@pytest.mark.parametrize("line", ["000001 0.9 11 11 30", "000001", "000001 high 1 1 2 2", "000001 0.9 1 1 2 2 3"])
+def test_a_line_that_is_no_detection_is_named(folder, line):
+    (folder / "det_cat.txt").write_text(f"000001 0.9 11 11 30 30\n{line}\n")
+    paths = (str(folder / "det_{}.txt"), str(folder / "Annotations" / "{}.xml"))
+    with pytest.raises(ValueError, match=rf"line 2 of .*det_cat\.txt is '{line}'; a detection is"):
+        voc_eval(*paths, str(folder / "ImageSets" / "Main" / "val.txt"), "cat")
+
+
 def slow_area(recall, precision):
     """Area under the envelope, summed rectangle by rectangle over all recalls."""
     total, previous = 0.0, 0.0

@@ -1,6 +1,7 @@
 """Saved predictions are read back and drawn where they belong."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -97,3 +98,30 @@ def test_files_that_do_not_fit_are_refused(results_file, tmp_path):
         list(pictures_of_results(NAME, str(tmp_path / "foreign.json")))
     with pytest.raises(ValueError, match=r"category ids \[5\]"):
         results_to_instances([{"score": 1.0, "category_id": 5}], (H, W), {9: 0})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_id": ...}, "prediction number 1 .* has no 'image_id'"),
+        ({"category_id": None}, "prediction number 1 of image 7 .* 'category_id': None"),
+        ({"score": "high"}, "'score': 'high'; it is a number"),
+        ({"score": math.nan}, "'score': nan; it is finite"),
+        ({"bbox": [1, 2, 3]}, r"'bbox': \[1, 2, 3\]; a box is"),
+        ({"bbox": [1, 2, 3, "4"]}, "a box is"),
+        ({"keypoints": [1, 2]}, "keypoints are"),
+        ({"segmentation": {"size": [4, 4], "counts": [3]}}, "prediction number 1 of image 7 in .*"),
+        ({"segmentation": [[1, 2, 3]]}, "prediction number 1 of image 7 in .*"),
+        ({"segmentation": 5}, "prediction number 1 of image 7 in .*"),
+    ],
+)
+def test_a_prediction_that_is_none_is_named(tmp_path, change, message):
+    good = {"image_id": 7, "category_id": 1, "score": 0.5, "bbox": [1, 2, 3, 4]}
+    bad = {key: value for key, value in {**good, **change}.items() if value is not ...}
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps([good, bad]))
+    with pytest.raises(ValueError, match=message) as caught:
+        read_results(str(path))
+    assert str(path) in str(caught.value)
+    path.write_text(json.dumps([good]))
+    assert read_results(str(path)) == {7: [good]}

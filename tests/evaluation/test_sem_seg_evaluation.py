@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as mask_tools
 
-from detlab.data.catalog import MetadataCatalog
+from detlab.data.catalog import DatasetCatalog, MetadataCatalog
 from detlab.evaluation.sem_seg_evaluation import SemSegEvaluator, load_image_into_numpy_array, sem_seg_metrics
 
 NAMES = ["sky", "road", "never"]
@@ -60,6 +60,18 @@ def test_bad_labels_are_named(stuff, tmp_path):
     Image.fromarray(np.array([[3, 7]], dtype=np.uint8)).save(tmp_path / "labels.png")
     with pytest.raises(ValueError, match=r"labels \[3, 7\].*3 classes"):
         evaluator.process([stuff], [{"sem_seg": scores([[0, 0]])}])
+
+
+@pytest.mark.parametrize(
+    "entry", [{"file_name": "image.jpg"}, {"file_name": "other.jpg", "sem_seg_file_name": "a.png"}]
+)
+def test_an_image_without_a_label_map_is_named(stuff, entry):
+    DatasetCatalog.register("stuff_test", lambda: [entry])
+    try:
+        with pytest.raises(ValueError, match=r"'stuff_test' has no 'sem_seg_file_name' for image 'image\.jpg'"):
+            SemSegEvaluator("stuff_test").process([{"file_name": "image.jpg"}], [{"sem_seg": scores([[0, 0]])}])
+    finally:
+        DatasetCatalog.remove("stuff_test")
 
 
 def test_a_data_set_without_stuff_classes_is_refused():

@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from detlab.config.config import get_cfg
-from detlab.evaluation.testing import flatten_results_dict, print_csv_format, verify_results
+from detlab.evaluation.testing import expected_results, flatten_results_dict, print_csv_format, verify_results
 
 RESULTS = {"bbox": {"AP": 38.51234, "AP50": 59.0, "AP-cat": 1.0}}
 
@@ -57,9 +57,18 @@ def test_nan_is_never_as_expected():
         verify_results(expecting(("bbox", "AP", 38.0, 100.0)), {"bbox": {"AP": float("nan")}})
 
 
-def test_a_malformed_expectation_is_named():
-    with pytest.raises(ValueError, match=r"\['bbox', 'AP', 38.0\].*tolerance"):
-        verify_results(expecting(("bbox", "AP", 38.0)), RESULTS)
+@pytest.mark.parametrize(
+    "entry",
+    [("bbox", "AP", 38.0), ("bbox", "AP", float("nan"), 1.0), ("bbox", "AP", 1.0, -1.0), (1, "AP", 1.0, 1.0)],
+)
+def test_a_malformed_expectation_is_named(entry):
+    with pytest.raises(ValueError, match=r"\[.*\] in TEST\.EXPECTED_RESULTS.*tolerance"):
+        expected_results(expecting(entry))
+
+
+def test_expectations_come_with_names():
+    (expected,) = expected_results(expecting(("bbox", "AP", 38, 0.5)))
+    assert expected == ("bbox", "AP", 38.0, 0.5) and expected.tolerance == 0.5
 
 
 def test_nested_results_are_flattened_with_slashes():

@@ -46,7 +46,12 @@ def test_anchors_stay_out_of_the_state_dict_and_move_with_the_module():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"sizes": [[1], [2], [3]], "aspect_ratios": [[1]], "strides": [4, 8]}, "3 entries for 2 feature levels"),
+        ({"sizes": [[1], [2], [3]], "aspect_ratios": [[1]], "strides": [4, 8]}, "3 lists for 2 feature maps"),
+        ({"sizes": [[1], []], "aspect_ratios": [[1]], "strides": [4, 8]}, "hold an empty list"),
+        ({"sizes": [[0, 8]], "aspect_ratios": [[1]], "strides": [4]}, r"ANCHOR_GENERATOR\.SIZES\) must be .* above 0"),
+        ({"sizes": [[8]], "aspect_ratios": [[0]], "strides": [4]}, r"ASPECT_RATIOS\) must be .*got \[\[0\]\]"),
+        ({"sizes": [[8]], "aspect_ratios": [-1.0], "strides": [4]}, "above 0"),
+        ({"sizes": [[float("nan")]], "aspect_ratios": [[1]], "strides": [4]}, "finite"),
         ({"sizes": [], "aspect_ratios": [[1]], "strides": [4]}, "must not be empty"),
         ({"sizes": [[1]], "aspect_ratios": [[1]], "strides": [4], "offset": 1.5}, "offset"),
     ],

@@ -218,6 +218,25 @@ def test_a_run_shorter_than_its_warmup_only_warms_up():
     assert rates(cfg, 8) == pytest.approx([i / 12 * 0.1 for i in range(8)])
 
 
+@pytest.mark.parametrize(("warmup", "warns"), [(12, True), (11, False), (0, False)])
+def test_a_warmup_that_the_run_does_not_outlast_is_warned_of(caplog, monkeypatch, warmup, warns):
+    monkeypatch.setattr(logging.getLogger("detlab"), "propagate", True)
+    rates(make_cfg("SOLVER.STEPS", (), "SOLVER.WARMUP_ITERS", warmup), 1)
+    words = f"SOLVER.WARMUP_ITERS={warmup} is not over within SOLVER.MAX_ITER=12: the learning rate never reaches"
+    assert (words in caplog.text) is warns
+
+
+@pytest.mark.parametrize("name", ["WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"])
+def test_a_rate_of_zero_stays_zero(name):
+    cfg = make_cfg("SOLVER.BASE_LR", 0.0, "SOLVER.LR_SCHEDULER_NAME", name, "SOLVER.STEPS", ())
+    assert rates(cfg, 12) == [0.0] * 12
+
+
+def test_a_schedule_without_iterations_is_refused():
+    with pytest.raises(ValueError, match=r"needs iterations, but SOLVER\.MAX_ITER is 0"):
+        rates(make_cfg("SOLVER.MAX_ITER", 0), 1)
+
+
 def test_schedules_that_make_no_sense_are_refused():
     with pytest.raises(ValueError, match=r"SOLVER\.LR_SCHEDULER_NAME='Cosine'.*WarmupCosineLR"):
         rates(make_cfg("SOLVER.LR_SCHEDULER_NAME", "Cosine"), 1)

@@ -13,6 +13,7 @@ from detlab.structures.masks import (
     polygons_to_bitmask,
     rasterize_polygons_within_box,
 )
+from tests.limits import run_limited
 
 SQUARE = np.array([2.0, 2, 8, 2, 8, 8, 2, 8])
 TRIANGLE = np.array([10.0, 1, 15, 9, 10, 9])
@@ -118,8 +119,38 @@ class TestPolygonMasks:
             PolygonMasks([[SQUARE], [np.zeros(4)]])
         with pytest.raises(ValueError, match="object 0 of PolygonMasks: a polygon has 7 values"):
             PolygonMasks([[np.zeros(7)]])
-        with pytest.raises(ValueError, match="object 0 of PolygonMasks: .* needs a list of polygons"):
+        with pytest.raises(ValueError, match=r"object 0 of PolygonMasks: .* needs a list of polygons"):
             PolygonMasks([SQUARE])
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf, None, 1e300])
+    def test_a_coordinate_that_is_no_place_is_refused(self, value):
+        bad = [0, 0, 5, 0, 5, value]
+        with pytest.raises(ValueError, match=r"object 1 of PolygonMasks: a polygon has y = .* at its corner 2"):
+            PolygonMasks([[SQUARE], [TRIANGLE, bad]])
+        for draw in (
+            lambda: polygons_to_bitmask([bad], 20, 30),
+            lambda: rasterize_polygons_within_box([bad], np.array([0, 0, 9, 9]), 28),
+            lambda: BitMasks.from_polygon_masks([[bad]], 20, 30),
+        ):
+            assert run_limited(draw, seconds=10).error.startswith("ValueError")
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+    def test_a_crop_to_a_box_that_is_not_finite_is_refused(self, value):
+        masks = PolygonMasks([[SQUARE], [TRIANGLE]])
+        boxes = torch.tensor([[0.0, 0, 9, 9], [0, 0, value, 9]])
+        outcome = run_limited(masks.crop_and_resize, boxes, 28, seconds=10)
+        assert outcome.error.startswith("ValueError: box 1 of 2 to draw a mask in is [0.0, 0.0,")
+
+    def test_a_crop_from_far_away_corners_costs_little(self):
+        band = np.array([-1e8, 10, 1e8, 10, 1e8, 20, -1e8, 20])
+        boxes = torch.tensor([[50.0, 10, 50.1, 15], [0, 0, 10, 20]])
+
+        def crop():
+            small, large = PolygonMasks([[band], [band]]).crop_and_resize(boxes, 28)
+            assert small.all()
+            assert torch.equal(large, torch.arange(28)[:, None].expand(28, 28) >= 14)
+
+        assert run_limited(crop, seconds=10).error == ""
         with pytest.raises(ValueError, match="got ndarray"):
             PolygonMasks(np.zeros((1, 6)))
 

@@ -11,6 +11,7 @@ import pytest
 
 from detlab.utils import file_io
 from detlab.utils.file_io import (
+    PathHandler,
     PathManager,
     RedirectHandler,
     is_running,
@@ -73,6 +74,26 @@ def test_a_prefix_is_read_from_another_place(tmp_path, monkeypatch):
     assert manager.get_local_path("zoo://weights.pkl") == f"{tmp_path}/weights.pkl"
     with manager.open("zoo://weights.pkl") as file:
         assert file.read() == "content"
+
+
+def test_text_and_json_are_read_from_addresses_whose_handler_can_only_fetch(tmp_path, monkeypatch):
+    class Fetches(PathHandler):
+        def _get_supported_prefixes(self):
+            return ["far://"]
+
+        def _get_local_path(self, path, force=False, **kwargs):
+            return str(tmp_path / path[len("far://") :])
+
+        def _open(self, path, mode="r", buffering=-1, **kwargs):
+            return open(self._get_local_path(path), mode)
+
+    manager = type(PathManager)()
+    monkeypatch.setattr(file_io, "PathManager", manager)
+    manager.register_handler(Fetches())
+    (tmp_path / "a.json").write_text("[1]")
+    assert read_json("far://a.json") == [1] and read_text("far://a.json") == "[1]"
+    with pytest.raises(FileNotFoundError, match=r"far://b\.json does not exist"):
+        read_text("far://b.json")
 
 
 def test_the_reference_prefix_is_known():

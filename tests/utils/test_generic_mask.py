@@ -69,6 +69,10 @@ def test_masks_of_other_sizes_and_kinds_are_refused():
         GenericMask(np.zeros((3, 4)), HEIGHT, WIDTH)
     with pytest.raises(ValueError, match=r"\(3, 4\)"):
         GenericMask({"size": [3, 4], "counts": [12]}, HEIGHT, WIDTH)
+    with pytest.raises(ValueError, match="add up to 20 pixels"):
+        GenericMask({"size": [HEIGHT, WIDTH], "counts": [10, 10]}, HEIGHT, WIDTH)
+    with pytest.raises(ValueError, match="a polygon has y = nan at its corner 1"):
+        GenericMask([[1, 1, 5, float("nan"), 5, 5]], HEIGHT, WIDTH)
     with pytest.raises(TypeError, match="int"):
         GenericMask(5, HEIGHT, WIDTH)
 

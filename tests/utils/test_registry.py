@@ -45,8 +45,22 @@ def test_an_unknown_name_is_explained(registry):
     with pytest.raises(KeyError) as error:
         registry.get("build_resnet_backbon")
     message = str(error.value)
+    assert message.startswith("'build_resnet_backbon' is not registered"), "it is not quoted once more"
     assert "BACKBONE" in message and "'build_resnet_backbon'" in message
     assert "Did you mean 'build_resnet_backbone'" in message and "imported" in message
+
+
+def test_a_name_that_is_still_to_come_says_so_until_it_is_registered(registry):
+    registry.expect(build_mvit_backbone="the multiscale vision transformer")
+    words = r"'build_mvit_backbone' \(the multiscale vision transformer\) is not part of detlab yet.*BACKBONE has: "
+    with pytest.raises(KeyError, match=words):
+        registry.get("build_mvit_backbone")
+
+    @registry.register()
+    def build_mvit_backbone():
+        return "own"
+
+    assert registry.get("build_mvit_backbone")() == "own"
 
 
 def test_running_a_definition_again_replaces_it(registry):

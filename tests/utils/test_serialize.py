@@ -5,6 +5,7 @@ import math
 import pickle
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -99,3 +100,89 @@ def test_another_process_can_call_it(tmp_path):
     code = f"import pickle; print(pickle.load(open({str(path)!r}, 'rb'))(7))"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert float(output) == 22.0
+
+
+# A notebook: what runs is no file that another process could run again.
+NOTEBOOK = """
+import dataclasses, sys
+from detlab.data.build import build_detection_test_loader
+
+@dataclasses.dataclass
+class Mapper:
+    factor: int
+    def __call__(self, entry):
+        return scaled(entry["n"], self.factor)
+
+def scaled(n, factor):
+    return OFFSET + factor * n
+
+OFFSET = 100
+loader = build_detection_test_loader(
+    [{"n": n} for n in range(3)], mapper=Mapper(2), num_workers=1, multiprocessing_context="spawn"
+)
+print(list(loader))
+"""
+
+
+def run(*args):
+    result = subprocess.run([sys.executable, *args], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_a_mapper_class_of_a_notebook_works_in_spawned_workers():
+    assert run("-c", NOTEBOOK) == "[[100], [102], [104]]\n"
+
+
+SCRIPT = """
+import dataclasses
+from detlab.data.build import build_detection_test_loader
+
+@dataclasses.dataclass
+class Sample:
+    n: int
+
+class Mapper:
+    def __call__(self, entry):
+        return Sample(entry["n"])
+
+if __name__ == "__main__":
+    loader = build_detection_test_loader(
+        [{"n": 7}], mapper=Mapper(), num_workers=1, multiprocessing_context="spawn"
+    )
+    ((sample,),) = loader
+    assert type(sample) is Sample, type(sample)
+    print(sample)
+"""
+
+
+def test_what_a_script_defines_is_of_the_same_class_in_spawned_workers(tmp_path):
+    path = tmp_path / "script.py"
+    path.write_text(SCRIPT)
+    assert run(str(path)) == "Sample(n=7)\n"
+
+
+SHARED = """
+import torch
+from detlab.data.build import build_detection_test_loader
+
+counter = torch.zeros(1).share_memory_()
+
+def mapper(entry):
+    counter[0] += 1
+    return entry
+
+list(build_detection_test_loader([{"n": n} for n in range(3)], mapper=mapper, num_workers=1,
+                                 multiprocessing_context="spawn"))
+print(counter.item())
+"""
+
+
+def test_tensors_in_shared_memory_stay_shared_with_spawned_workers():
+    assert run("-c", SHARED) == "3.0\n"
+
+
+def test_an_object_that_cannot_be_pickled_at_all_is_refused():
+    lock = threading.Lock()
+    with pytest.raises(TypeError, match="cannot pickle"):
+        pickle.dumps(PicklableWrapper(lambda: lock))

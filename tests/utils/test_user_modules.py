@@ -75,3 +75,78 @@ def test_a_spawned_process_unpickles_the_users_classes(tmp_path):
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert pool.map(module.Mapper(), [1, 2]) == [2, 4]
     assert os.environ[user_modules.FILES_VARIABLE] == file
+
+
+def test_a_file_is_one_module_by_path_and_by_name(tmp_path):
+    file = write(tmp_path / "part_of_two_names.py", "class Part:\n    pass\n")
+    (by_path,) = import_user_modules([file])
+    import part_of_two_names as by_name
+
+    assert by_name is by_path and by_path.Part.__module__.startswith(user_modules.__name__)
+    assert by_path.__spec__.name == by_path.__name__, "its own spec is kept"
+    assert import_user_modules([file])[0] is by_path
+
+
+def test_a_file_that_was_imported_by_name_is_not_run_again(tmp_path, monkeypatch):
+    file = write(tmp_path / "part_by_name_first.py", "class Part:\n    pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import part_by_name_first
+
+    assert import_user_modules([file])[0] is part_by_name_first
+
+
+def test_a_link_to_a_file_is_the_same_module(tmp_path):
+    file = write(tmp_path / "linked_part.py", "")
+    (tmp_path / "another_name.py").symlink_to(file)
+    first, second = import_user_modules([file, str(tmp_path / "another_name.py")])
+    assert first is second
+
+
+def test_a_module_of_a_package_is_one_by_path_and_by_name(tmp_path, monkeypatch):
+    (tmp_path / "a_users_package").mkdir()
+    write(tmp_path / "a_users_package" / "__init__.py", "")
+    file = write(tmp_path / "a_users_package" / "heads.py", "class Head:\n    pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (by_path,) = import_user_modules([file])
+    from a_users_package import heads
+
+    assert heads is by_path
+
+
+def test_a_neighbour_of_the_same_name_elsewhere_is_another_module(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    other = write(tmp_path / "elsewhere" / "part_of_one_name.py", "place = 'elsewhere'\n")
+    write(tmp_path / "part_of_one_name.py", "place = 'here'\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (by_path,) = import_user_modules([other])
+    import part_of_one_name
+
+    assert (by_path.place, part_of_one_name.place) == ("elsewhere", "here")
+
+
+def test_an_error_inside_a_file_comes_through_under_its_other_name(tmp_path):
+    file = write(tmp_path / "part_that_breaks.py", "1 / 0\n")
+    with pytest.raises(ZeroDivisionError):
+        import_user_modules([file])
+    with pytest.raises(ZeroDivisionError):
+        import part_that_breaks  # noqa: F401
+
+
+def _same_module_under_both_names(name, path):
+    import importlib
+
+    by_name = importlib.import_module(name)
+    return by_name is import_user_modules([path])[0]
+
+
+@pytest.mark.parametrize("order", ["path first", "name first"])
+def test_a_spawned_process_has_one_module_as_well(tmp_path, monkeypatch, order):
+    stem = f"part_for_workers_{order[:4]}"
+    file = write(tmp_path / f"{stem}.py", "class Mapper:\n    def __call__(self, x):\n        return x * 2\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    if order == "name first":
+        __import__(stem)
+    (module,) = import_user_modules([file])
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.map(module.Mapper(), [1]) == [2]
+        assert pool.apply(_same_module_under_both_names, (stem, file))

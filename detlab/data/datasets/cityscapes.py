@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any, NamedTuple
 
@@ -13,11 +13,12 @@ import numpy as np
 
 from detlab.data.catalog import DatasetDicts
 from detlab.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
+from detlab.data.datasets.entries import Entries, are_within
 from detlab.structures.boxes import BoxMode
 from detlab.utils import comm
 from detlab.utils.file_io import PathManager, read_json
 from detlab.utils.image import read_image
-from detlab.utils.mask_codes import encode_bitmap
+from detlab.utils.mask_codes import MAX_COORDINATE, encode_bitmap
 from detlab.utils.optional import require
 
 __all__ = ["IMAGE_SUFFIX", "image_files", "load_cityscapes_instances", "load_cityscapes_semantic"]
@@ -136,16 +137,33 @@ def _with_objects(files: CityscapesFiles, height: int, width: int, objects: Iter
 
 def _read_outlines(files: CityscapesFiles) -> dict[str, Any]:
     """Objects of a polygon file, where later ones hide earlier ones."""
-    content = read_json(f"{files.annotation_stem}_polygons.json", "annotation file")
-    return _with_objects(files, content["imgHeight"], content["imgWidth"], _visible_objects(content["objects"]))
+    json_file = f"{files.annotation_stem}_polygons.json"
+    content = read_json(json_file, "annotation file")
+    if not isinstance(content, dict):
+        raise ValueError(f"{json_file} should be an object with 'imgHeight', 'imgWidth' and 'objects'")
+    size = Entries([content], "file", json_file)
+    for side in ("imgHeight", "imgWidth"):
+        size.check_types(side, (int,), "it is a number of pixels")
+    objects = Entries(content.get("objects"), "object", json_file, "objects").all
+    outlines = Entries([outline for outline in objects if not outline.get("deleted")], "object", json_file)
+    outlines.check_text("label", "the name of a class")
+    polygons = outlines.column("polygon")
+    outlines.refuse_first("polygon", polygons, _is_outline, "it is a list of 3 points [x, y] or more")
+    return _with_objects(files, content["imgHeight"], content["imgWidth"], _visible_objects(outlines.all))
 
 
-def _visible_objects(outlines: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _is_outline(polygon: Any) -> bool:
+    if not isinstance(polygon, list) or len(polygon) < 3 or not all(isinstance(point, list) for point in polygon):
+        return False
+    return set(map(len, polygon)) == {2} and are_within(polygon, MAX_COORDINATE)
+
+
+def _visible_objects(outlines: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """From the front to the back: what is left of each outline once all in front of it are cut away."""
     geometry = require("shapely.geometry", purpose="the polygons of Cityscapes")
     in_front = geometry.Polygon()
     for outline in reversed(outlines):
-        if outline.get("deleted") or outline["label"] == UNDRAWN_LABEL:
+        if outline["label"] == UNDRAWN_LABEL:
             continue
         area = geometry.Polygon(np.asarray(outline["polygon"], dtype=float) + 0.5)
         area = area.buffer(OUTLINE_GROWTH, quad_segs=4)

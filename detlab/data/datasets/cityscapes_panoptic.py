@@ -11,7 +11,7 @@ from detlab.data.catalog import DatasetCatalog, DatasetDicts, MetadataCatalog
 from detlab.data.datasets.annotation_file import read_annotations
 from detlab.data.datasets.builtin_meta import builtin_metadata
 from detlab.data.datasets.cityscapes import IMAGE_SUFFIX, image_files
-from detlab.data.datasets.coco_panoptic import IGNORED_LABEL, LABEL_DIVISOR
+from detlab.data.datasets.coco_panoptic import IGNORED_LABEL, LABEL_DIVISOR, checked_panoptic_entries
 from detlab.utils.file_io import PathManager
 
 __all__ = ["get_cityscapes_panoptic_files", "load_cityscapes_panoptic", "register_all_cityscapes_panoptic"]
@@ -36,9 +36,10 @@ def get_cityscapes_panoptic_files(
 
     Raises:
         FileNotFoundError: an entry has no image, or the first PNG file is missing.
+        ValueError: ``json_info`` is not in COCO's panoptic format.
     """
     image_of = {os.path.basename(path)[: -len(IMAGE_SUFFIX)]: path for _, path in image_files(image_dir)}
-    entries = json_info["annotations"]
+    entries = checked_panoptic_entries(json_info, gt_dir).all
     alone = [entry["image_id"] for entry in entries if entry["image_id"] not in image_of]
     if alone:
         raise FileNotFoundError(f"{len(alone)} images of the panoptic file are not in {image_dir}, such as {alone[0]}")
@@ -62,8 +63,16 @@ def load_cityscapes_panoptic(image_dir: str, gt_dir: str, gt_json: str, meta: Ma
         ``category_id`` of a segment is its train id.
     """
     classes = {**meta["thing_dataset_id_to_contiguous_id"], **meta["stuff_dataset_id_to_contiguous_id"]}
+    content = read_annotations(gt_json)
+    checked_panoptic_entries(content, gt_json)
     dicts = []
-    for image, png, segments in get_cityscapes_panoptic_files(image_dir, gt_dir, read_annotations(gt_json)):
+    for image, png, segments in get_cityscapes_panoptic_files(image_dir, gt_dir, content):
+        unknown = next((info for info in segments if info["category_id"] not in classes), None)
+        if unknown is not None:
+            raise ValueError(
+                f"segment {unknown['id']} of {png} in {gt_json} has category_id {unknown['category_id']}, which is not "
+                "among the classes"
+            )
         stem = image[: -len(IMAGE_SUFFIX)]
         dicts.append(
             {

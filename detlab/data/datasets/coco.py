@@ -6,18 +6,25 @@ A loaded dataset is a list of dictionaries, one for each image, in the standard 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
-import math
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from operator import itemgetter
 from typing import Any
 
+import numpy as np
+
 from detlab.data.catalog import DatasetCatalog, DatasetDicts, Metadata, MetadataCatalog
-from detlab.data.datasets.annotation_file import read_annotations
+from detlab.data.datasets.coco_format import CocoContent, class_indices, read_coco
+from detlab.data.datasets.entries import Entries, shown
+from detlab.data.datasets.standard_format import check_standard_format
 from detlab.structures.boxes import BoxMode
 from detlab.utils.file_io import PathManager, locked, write_json
 from detlab.utils.garbage import no_garbage_collection
+from detlab.utils.mask_codes import checked_rle, encode_bitmap, rle_area
 
 __all__ = [
     "convert_to_coco_dict",
@@ -31,9 +38,10 @@ logger = logging.getLogger(__name__)
 
 # A keypoint in a file names a pixel; here coordinates are continuous, and the pixel's centre is meant.
 PIXEL_CENTER = 0.5
-COPIED_KEYS = ("iscrowd", "bbox", "keypoints", "category_id")
+COPIED_KEYS = ("iscrowd", "bbox", "keypoints", "category_id", "segmentation")
 BOX_MODES = {4: BoxMode.XYWH_ABS, 5: BoxMode.XYWHA_ABS}
-NUM_EXAMPLES = 3
+# Where a written file has the digest of what it was made from: its beginning is enough to find it.
+LENGTH_OF_HEAD = 4096
 
 
 # ------------------------------------------------------------------------------------------------------- from json
@@ -47,9 +55,9 @@ def load_coco_json(
 ) -> DatasetDicts:
     """Loads instance annotations (boxes, polygons or RLE masks, keypoints) of a COCO json file.
 
-    Boxes with 5 numbers are taken as rotated ones, (cx, cy, width, height, degrees). Boxes without area or with
-    numbers that are not finite, masks whose polygons all have fewer than 3 points, and annotations of images that are
-    not listed are left out; each kind is counted in a warning with the first examples.
+    Boxes with 5 numbers are taken as rotated ones, (cx, cy, width, height, degrees). What is left out and what is
+    refused, :func:`~detlab.data.datasets.coco_format.checked_coco` says; it is the same in evaluation, but for boxes of
+    width or height 0, which are left out here.
 
     Args:
         json_file: path of the annotations.
@@ -63,187 +71,92 @@ def load_coco_json(
         Images in the order of their ids.
 
     Raises:
-        ValueError: the file contradicts itself (ids that are double, unknown categories, boxes that are no boxes).
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not in COCO format or contradicts itself (ids that are double, unknown categories, boxes
+            that are no boxes); the message names the file, the image or annotation, and the value.
     """
-    content = read_annotations(json_file)
-    if not isinstance(content, dict) or "images" not in content:
-        raise ValueError(f"{json_file} is not in COCO format: it should hold 'images', 'annotations' and 'categories'")
-    class_index = _describe_categories(content.get("categories", ()), dataset_name, json_file)
-    reader = AnnotationReader(json_file, class_index, tuple(extra_annotation_keys or ()))
-    images = sorted(content["images"], key=lambda image: image["id"])
+    content = read_coco(json_file)
+    classes = None if dataset_name is None else _describe_categories(content, dataset_name)
+    content.require("images", "file_name", "it is the path of the file, relative to the folder of the images")
     with no_garbage_collection():
-        grouped = annotations_by_image(content.get("annotations", ()), images, json_file, reader.dropped)
-        dicts = [image_dict(image, image_root, reader.read_all(grouped[image["id"]])) for image in images]
-    reader.dropped.warn(json_file)
+        objects = standard_annotations(content, classes, extra_annotation_keys or ())
+        images = sorted(content.images, key=itemgetter("id"))
+        dicts = [image_dict(image, os.path.join(image_root, image["file_name"]), objects) for image in images]
     logger.info(f"Loaded {len(dicts)} images in COCO format from {json_file}")
     return dicts
 
 
-def _describe_categories(categories: Sequence[dict], dataset_name: str | None, json_file: str) -> dict[int, int] | None:
-    """Category id -> class index; puts the classes into the metadata. None if ids are to be kept."""
-    if dataset_name is None:
-        return None
-    ordered = sorted(categories, key=lambda category: category["id"])
-    ids = [category["id"] for category in ordered]
-    _refuse_doubles(ids, "categories", json_file)
-    class_index = {number: index for index, number in enumerate(ids)}
+def _describe_categories(content: CocoContent, dataset_name: str) -> dict[Any, int]:
+    """Category id -> class index; puts the classes into the metadata."""
+    content.require("categories", "name", "name the class")
+    classes = class_indices(content)
+    names = {category["id"]: category["name"] for category in content.categories}
     metadata = MetadataCatalog.get(dataset_name)
-    metadata.set(thing_classes=[category["name"] for category in ordered])
-    metadata.set(thing_dataset_id_to_contiguous_id=class_index)
+    metadata.set(thing_classes=[names[number] for number in classes])
+    metadata.set(thing_dataset_id_to_contiguous_id=classes)
+    ids = list(classes)
     if ids and "coco" not in dataset_name and ids != list(range(1, len(ids) + 1)):
         logger.warning(
-            f"Category ids in {json_file} are not 1..{len(ids)} but between {ids[0]} and {ids[-1]}; "
+            f"Category ids in {content.source} are not 1..{len(ids)} but between {ids[0]} and {ids[-1]}; "
             f"they become classes 0..{len(ids) - 1} in this order"
         )
-    return class_index
+    return classes
 
 
-def _refuse_doubles(ids: Iterable[Any], of_what: str, json_file: str) -> None:
-    repeated = [number for number, count in Counter(ids).items() if count > 1]
-    if repeated:
-        raise ValueError(
-            f"{len(repeated)} ids of {of_what} in {json_file} occur more than once (such as "
-            f"{', '.join(map(str, repeated[:NUM_EXAMPLES]))}); every id must be unique"
-        )
-
-
-def annotations_by_image(
-    annotations: Sequence[dict], images: Sequence[dict], json_file: str, dropped: Dropped
-) -> dict[int, list[dict]]:
-    """Groups annotations by ``image_id`` in the order of the file.
-
-    Raises:
-        ValueError: an id occurs twice or is missing.
-    """
-    _refuse_doubles((image["id"] for image in images), "images", json_file)
-    # The minival files of COCO 2014 that everyone uses hold a few annotations twice.
-    if "minival" not in json_file:
-        missing = next((n for n, annotation in enumerate(annotations) if "id" not in annotation), None)
-        if missing is not None:
-            raise ValueError(f"annotation number {missing} in {json_file} has no 'id'; every annotation needs one")
-        _refuse_doubles((annotation["id"] for annotation in annotations), "annotations", json_file)
-    grouped: dict[int, list[dict]] = defaultdict(list)
-    for annotation in annotations:
-        grouped[annotation["image_id"]].append(annotation)
-    for unlisted in grouped.keys() - {image["id"] for image in images}:
-        for annotation in grouped.pop(unlisted):
-            dropped.add("annotations of images that the file does not list", annotation, f"image {unlisted}")
-    return grouped
-
-
-def image_dict(image: dict, image_root: str, annotations: list[dict]) -> dict[str, Any]:
+def image_dict(image: dict[str, Any], file_name: str, objects: dict[Any, list[dict]]) -> dict[str, Any]:
+    """An image in the standard format, with the objects that :func:`standard_annotations` has for it."""
     return {
-        "file_name": os.path.join(image_root, image["file_name"]),
+        "file_name": file_name,
         "height": image["height"],
         "width": image["width"],
         "image_id": image["id"],
-        "annotations": annotations,
+        "annotations": objects.get(image["id"], []),
     }
 
 
-class Dropped:
-    """Counts what is left out of a dataset, by reason, with the first examples."""
-
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-        self.examples: dict[str, list[str]] = defaultdict(list)
-
-    def add(self, reason: str, annotation: dict, detail: str) -> None:
-        self.counts[reason] += 1
-        if self.counts[reason] <= NUM_EXAMPLES:
-            self.examples[reason].append(f"annotation {annotation.get('id')}: {detail}")
-
-    def warn(self, json_file: str) -> None:
-        for reason, count in self.counts.items():
-            logger.warning(f"Left out {count} {reason} in {json_file} ({'; '.join(self.examples[reason])})")
-
-
-class AnnotationReader:
-    """Turns annotations of a json file into those of the standard format.
+def standard_annotations(
+    content: CocoContent, classes: dict[Any, int] | None, extra_keys: Iterable[str]
+) -> dict[Any, list[dict[str, Any]]]:
+    """The objects of each image that has any, in the standard format and in the order of the file.
 
     Args:
-        json_file: for messages.
-        class_index: category id -> class; None keeps the ids.
+        content: of which images have ``height`` and ``width``.
+        classes: category id -> class; None keeps the ids.
         extra_keys: what to copy beside the usual.
+
+    Raises:
+        ValueError: an annotation has a true ``ignore``; or an image lacks its size.
     """
-
-    def __init__(self, json_file: str, class_index: dict[int, int] | None, extra_keys: tuple[str, ...]):
-        self.json_file = json_file
-        self.class_index = class_index
-        self.keys = COPIED_KEYS + tuple(key for key in extra_keys if key not in COPIED_KEYS)
-        self.dropped = Dropped()
-
-    def read_all(self, annotations: list[dict]) -> list[dict[str, Any]]:
-        objects = (self.read(annotation) for annotation in annotations)
-        return [obj for obj in objects if obj is not None]
-
-    def read(self, annotation: dict) -> dict[str, Any] | None:
-        """One object, or None if it has to be left out."""
-        if annotation.get("ignore"):
-            raise ValueError(
-                f"{self._where(annotation)} has 'ignore': {annotation['ignore']!r}, which is not supported; "
-                "mark regions that must not count with 'iscrowd': 1, or remove the key"
-            )
-        obj = {key: annotation[key] for key in self.keys if key in annotation}
-        if not self._check_box(annotation) or not self._take_mask(annotation, obj):
-            return None
-        obj["bbox_mode"] = BOX_MODES[len(annotation["bbox"])]
-        if obj.get("keypoints"):
+    for side in ("height", "width"):
+        content.require("images", side, "its size in pixels is needed")
+    annotations = content.annotations or []
+    _refuse_ignored(annotations, content.source)
+    keys = tuple(dict.fromkeys((*COPIED_KEYS, *extra_keys)))
+    box_mode = BOX_MODES[len(annotations[0]["bbox"])] if annotations else None
+    by_image: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+    for annotation in annotations:
+        obj = {key: annotation[key] for key in keys if key in annotation}
+        obj["bbox_mode"] = box_mode
+        if not obj.get("segmentation", True):
+            del obj["segmentation"]
+        if obj.get("keypoints", ()) is None:
+            del obj["keypoints"]
+        elif obj.get("keypoints"):
             obj["keypoints"] = _shifted_keypoints(obj["keypoints"], PIXEL_CENTER)
-        if self.class_index is not None:
-            obj["category_id"] = self._class_of(annotation)
-        return obj
-
-    def _where(self, annotation: dict) -> str:
-        return f"annotation {annotation.get('id')} of image {annotation['image_id']} in {self.json_file}"
-
-    def _check_box(self, annotation: dict) -> bool:
-        """Whether the box has a positive, finite area."""
-        box = annotation.get("bbox")
-        if not isinstance(box, list) or len(box) not in BOX_MODES:
-            raise ValueError(
-                f"{self._where(annotation)} has 'bbox': {box!r}; a box is [x, y, width, height] "
-                "or [cx, cy, width, height, degrees]"
-            )
-        if box[2] > 0 and box[3] > 0 and all(map(math.isfinite, box)):
-            return True
-        self.dropped.add("boxes without a positive, finite width and height", annotation, f"bbox {box}")
-        return False
-
-    def _take_mask(self, annotation: dict, obj: dict[str, Any]) -> bool:
-        """Puts the mask into ``obj``; False if there is one and none of it is valid."""
-        mask = annotation.get("segmentation")
-        if not mask:
-            return True
-        if isinstance(mask, dict):
-            obj["segmentation"] = _compressed_rle(mask)
-            return True
-        polygons = [points for points in mask if len(points) >= 6 and len(points) % 2 == 0]
-        if not polygons:
-            lengths = [len(points) for points in mask]
-            self.dropped.add("masks without a polygon of 3 points or more", annotation, f"{lengths} coordinates")
-            return False
-        obj["segmentation"] = polygons
-        return True
-
-    def _class_of(self, annotation: dict) -> int:
-        assert self.class_index is not None
-        try:
-            return self.class_index[annotation["category_id"]]
-        except KeyError:
-            raise ValueError(
-                f"{self._where(annotation)} has category_id {annotation.get('category_id')!r}, which is not among the "
-                f"{len(self.class_index)} categories of the file"
-            ) from None
+        if classes is not None:
+            obj["category_id"] = classes[annotation["category_id"]]
+        by_image[annotation["image_id"]].append(obj)
+    return by_image
 
 
-def _compressed_rle(mask: dict[str, Any]) -> dict[str, Any]:
-    """A run-length encoding whose ``counts`` are a text or bytes, from one where they may be numbers."""
-    if not isinstance(mask.get("counts"), list):
-        return mask
-    from pycocotools import mask as coco_mask
-
-    return coco_mask.frPyObjects(mask, *mask["size"])
+def _refuse_ignored(annotations: list[dict[str, Any]], source: str) -> None:
+    place = next((place for place, annotation in enumerate(annotations) if annotation.get("ignore")), None)
+    if place is not None:
+        Entries(annotations, "annotation", source).refuse(
+            place,
+            "ignore",
+            "that is not supported: mark regions that must not count with 'iscrowd': 1, or remove the key",
+        )
 
 
 def _shifted_keypoints(keypoints: Sequence[float], shift: float) -> list[float]:
@@ -336,29 +249,53 @@ def convert_to_coco_dict(dataset_name: str) -> dict[str, Any]:
 
     Classes get the ids that the metadata's ``thing_dataset_id_to_contiguous_id`` maps from, or else their indices.
     Boxes are rounded to 3 decimals; rotated ones keep 5 numbers. A missing ``area`` is that of the mask or, without
-    one, of the box. Images without an ``image_id`` are numbered, annotations are numbered from 1.
+    one, of the box. Images without an ``image_id`` are numbered, annotations are numbered from 1. ``info`` has a
+    ``fingerprint`` of all the rest.
+
+    Raises:
+        ValueError: an image has no ``file_name``, ``width`` or ``height``; or an annotation is not in the standard
+            format.
     """
     dicts = DatasetCatalog.get(dataset_name)
+    check_standard_format(dicts, dataset_name)
     metadata = MetadataCatalog.get(dataset_name)
     original_id = _original_ids(metadata)
     names = metadata.get("thing_classes", [])
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number, image in enumerate(dicts):
-        image_id = image.get("image_id", number)
-        file_name = str(image["file_name"])
-        images.append({"id": image_id, "width": image["width"], "height": image["height"], "file_name": file_name})
+        image_id = _plain(image.get("image_id", number))
+        images.append({"id": image_id, **_written_image(image, dataset_name)})
         for obj in image.get("annotations", ()):
             written = _written_annotation(obj, original_id)
             annotations.append({"id": len(annotations) + 1, "image_id": image_id, **written})
     logger.info(f"Converted {dataset_name!r} to COCO format: {len(images)} images, {len(annotations)} annotations")
-    return {
-        "info": {"description": f"{dataset_name}, converted to COCO format by detlab"},
+    content = {
         "licenses": None,
         "images": images,
         "annotations": annotations,
         "categories": [{"id": original_id(index), "name": name} for index, name in enumerate(names)],
     }
+    description = f"{dataset_name}, converted to COCO format by detlab"
+    return {"info": {"fingerprint": _fingerprint(content), "description": description}, **content}
+
+
+def _fingerprint(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode("ascii")).hexdigest()
+
+
+def _plain(number: Any) -> Any:
+    """A number of numpy as one of Python's, which json can hold; the rest as it is."""
+    return number.item() if isinstance(number, (np.generic, np.ndarray)) else number
+
+
+def _written_image(image: dict[str, Any], dataset_name: str) -> dict[str, Any]:
+    for key in ("file_name", "width", "height"):
+        if image.get(key) is None:
+            raise ValueError(
+                f"an image of dataset {dataset_name!r} has no {key!r}, which COCO format needs; it has {shown(image)}"
+            )
+    return {"width": int(image["width"]), "height": int(image["height"]), "file_name": str(image["file_name"])}
 
 
 def _original_ids(metadata: Metadata) -> Callable[[int], int]:
@@ -367,33 +304,46 @@ def _original_ids(metadata: Metadata) -> Callable[[int], int]:
     if not mapping:
         return lambda index: index
     reverse = {index: number for number, index in mapping.items()}
-    return reverse.__getitem__
+
+    def original_id(index: int) -> int:
+        if index not in reverse:
+            raise ValueError(
+                f"an annotation of dataset {metadata.name!r} has category_id {index}, but its classes are 0 to "
+                f"{max(reverse)}"
+            )
+        return reverse[index]
+
+    return original_id
 
 
 def _written_annotation(obj: dict[str, Any], original_id: Callable[[int], int]) -> dict[str, Any]:
+    if obj.get("bbox") is None:
+        raise ValueError(f"an annotation has no 'bbox', which COCO format needs; it has {shown(obj)}")
     box = [float(value) for value in obj["bbox"]]
     mode = BoxMode.XYWHA_ABS if len(box) == 5 else BoxMode.XYWH_ABS
     box = BoxMode.convert(box, obj["bbox_mode"], mode)
+    mask = obj.get("segmentation")
+    if isinstance(mask, np.ndarray):
+        mask = encode_bitmap(mask)
     written = {
         "bbox": [round(value, 3) for value in box],
-        "area": _mask_area(obj["segmentation"]) if obj.get("segmentation") else float(box[2] * box[3]),
+        "area": _mask_area(mask) if mask else float(box[2] * box[3]),
         "iscrowd": int(obj.get("iscrowd", 0)),
         "category_id": int(original_id(obj["category_id"])),
     }
-    if obj.get("keypoints"):
-        written["keypoints"] = _shifted_keypoints([float(value) for value in obj["keypoints"]], -PIXEL_CENTER)
-        written["num_keypoints"] = sum(visibility > 0 for visibility in obj["keypoints"][2::3])
-    if obj.get("segmentation"):
-        written["segmentation"] = _written_mask(obj["segmentation"])
+    if obj.get("keypoints") is not None and len(obj["keypoints"]):
+        keypoints = [float(value) for value in obj["keypoints"]]
+        written["keypoints"] = _shifted_keypoints(keypoints, -PIXEL_CENTER)
+        written["num_keypoints"] = sum(visibility > 0 for visibility in keypoints[2::3])
+    if mask:
+        written["segmentation"] = _written_mask(mask)
     return written
 
 
 def _mask_area(mask: Any) -> float:
     """In square pixels; polygons count by the shoelace formula, overlaps among them twice."""
     if isinstance(mask, dict):
-        from pycocotools import mask as coco_mask
-
-        return float(coco_mask.area(_compressed_rle(mask)))
+        return float(rle_area(mask))
     return float(sum(_polygon_area(polygon) for polygon in mask))
 
 
@@ -406,8 +356,10 @@ def _polygon_area(points: Sequence[float]) -> float:
 
 def _written_mask(mask: Any) -> Any:
     if isinstance(mask, dict):
-        counts = mask["counts"]
-        return {**mask, "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
+        code = checked_rle(mask)
+        counts = code["counts"]
+        size = [int(side) for side in code["size"]]
+        return {**code, "size": size, "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
     return [[float(value) for value in polygon] for polygon in mask]
 
 
@@ -417,10 +369,19 @@ def convert_to_coco_json(dataset_name: str, output_file: str, allow_cached: bool
     Args:
         dataset_name: what to write.
         output_file: a local path. The file appears whole or not at all.
-        allow_cached: leave a file that is there already as it is.
+        allow_cached: leave a file that is there already as it is, if it was made of the same images, annotations and
+            classes, by the fingerprint in its ``info``. Any other is replaced.
     """
     with locked(output_file):
+        content = convert_to_coco_dict(dataset_name)
         if allow_cached and os.path.exists(output_file):
-            logger.warning(f"Using {output_file} as it is; delete it if the dataset {dataset_name!r} has changed since")
-            return
-        write_json(output_file, convert_to_coco_dict(dataset_name))
+            if content["info"]["fingerprint"] in _head_of(output_file):
+                logger.info(f"{output_file} is what {dataset_name!r} would be converted to, and stays as it is")
+                return
+            logger.warning(f"{output_file} was made of other annotations than {dataset_name!r} has now; it is replaced")
+        write_json(output_file, content)
+
+
+def _head_of(path: str) -> str:
+    with open(path, "rb") as stream:
+        return stream.read(LENGTH_OF_HEAD).decode("utf-8", "replace")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -10,6 +11,7 @@ from typing import Any
 from detlab.data.catalog import DatasetCatalog, DatasetDicts, MetadataCatalog
 from detlab.data.datasets.annotation_file import read_annotations
 from detlab.data.datasets.coco import load_coco_json, load_sem_seg, prepared
+from detlab.data.datasets.entries import Entries
 from detlab.utils.file_io import PathManager
 
 __all__ = [
@@ -42,16 +44,47 @@ def load_coco_panoptic_json(json_file: str, image_dir: str, gt_dir: str, meta: M
 
     Raises:
         FileNotFoundError: an image or PNG of the first entry is missing.
-        ValueError: a segment is of a category that ``meta`` does not know.
+        ValueError: the file is not in this format, or a segment is of a category that ``meta`` does not know; the
+            message names the file.
     """
-    content = read_annotations(json_file)
-    dicts = [_panoptic_dict(entry, image_dir, gt_dir, meta, json_file) for entry in content["annotations"]]
+    entries = read_panoptic_entries(json_file)
+    ids = entries.column("image_id")
+    entries.refuse_first("image_id", ids, lambda image_id: str(image_id).lstrip("-").isdecimal(), "it is a number")
+    dicts = [_panoptic_dict(entry, image_dir, gt_dir, meta, json_file) for entry in entries.all]
     if dicts:
         for path in (dicts[0]["file_name"], dicts[0]["pan_seg_file_name"]):
             if not PathManager.isfile(path):
                 raise FileNotFoundError(f"{path}, the first that {json_file} names, does not exist")
     logger.info(f"Loaded {len(dicts)} images with panoptic segments from {json_file}")
     return dicts
+
+
+def read_panoptic_entries(json_file: str) -> Entries:
+    """The annotations of a panoptic json file, one for each image, with ``image_id``, ``file_name``, ``segments_info``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not in COCO's panoptic format; the message names the file, the entry and the value.
+    """
+    return checked_panoptic_entries(read_annotations(json_file), json_file)
+
+
+def checked_panoptic_entries(content: Any, source: str) -> Entries:
+    """As :func:`read_panoptic_entries`, of what a file holds.
+
+    Args:
+        source: the file, for messages.
+    """
+    if not isinstance(content, dict) or "annotations" not in content:
+        raise ValueError(f"{source} is not in COCO's panoptic format: it should be an object with 'annotations'")
+    entries = Entries(content["annotations"], "annotation", source, "annotations")
+    entries.check_ids("image_id", "the id of an image")
+    entries.check_text("file_name", "the name of a PNG file")
+    lists = entries.check_types("segments_info", (list,), "it is a list of segments")
+    segments = Entries(list(itertools.chain.from_iterable(lists)), "segment", source)
+    segments.check_ids("id", "the id of a segment")
+    segments.check_ids("category_id", "the id of a category")
+    return entries
 
 
 def _panoptic_dict(

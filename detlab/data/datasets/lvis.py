@@ -7,18 +7,22 @@ import glob
 import logging
 import os
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 from detlab.data.catalog import DatasetCatalog, DatasetDicts, MetadataCatalog
 from detlab.data.datasets.annotation_file import read_annotations
 from detlab.data.datasets.builtin_meta import builtin_metadata
-from detlab.data.datasets.coco import AnnotationReader, annotations_by_image
+from detlab.data.datasets.coco import image_dict, standard_annotations
+from detlab.data.datasets.coco_format import CocoContent, class_indices, read_coco
+from detlab.data.datasets.entries import Entries
 from detlab.utils.garbage import no_garbage_collection
 
 __all__ = ["get_lvis_instances_meta", "load_lvis_json", "register_lvis_instances"]
 
 logger = logging.getLogger(__name__)
 
+CATEGORY_LISTS = ("not_exhaustive_category_ids", "neg_category_ids")
 CLASS_KEYS = ("thing_classes", "class_image_count")
 
 
@@ -41,51 +45,70 @@ def load_lvis_json(
         ``not_exhaustive_category_ids`` and ``neg_category_ids``, as ids of the file.
 
     Raises:
-        ValueError: ids are not unique, category ids are not 1, 2, 3, ..., or a box is none.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not in COCO format or contradicts itself, or category ids are not 1, 2, 3, ...; see
+            :func:`~detlab.data.datasets.coco_format.checked_coco`, also for what is left out.
     """
-    content = read_annotations(json_file)
+    content = read_coco(json_file)
     if dataset_name is not None:
-        MetadataCatalog.get(dataset_name).set(**_classes_of(content, json_file, dataset_name))
-    class_index = {category["id"]: category["id"] - 1 for category in content["categories"]}
-    reader = AnnotationReader(json_file, class_index, tuple(extra_annotation_keys or ()))
-    images = sorted(content["images"], key=lambda image: image["id"])
+        MetadataCatalog.get(dataset_name).set(**_classes_of(content.categories, json_file, dataset_name))
+    categories = Entries(content.categories, "category", json_file)
+    categories.check_types("id", (int,), "categories of LVIS are numbered from 1")
+    classes = {number: number - 1 for number in class_indices(content)}
+    _check_images(content)
     with no_garbage_collection():
-        grouped = annotations_by_image(content.get("annotations", ()), images, json_file, reader.dropped)
-        dicts = [_image_dict(image, image_root, reader.read_all(grouped[image["id"]])) for image in images]
-    reader.dropped.warn(json_file)
+        objects = standard_annotations(content, classes, extra_annotation_keys or ())
+        images = sorted(content.images, key=itemgetter("id"))
+        dicts = [_image_dict(image, image_root, objects) for image in images]
     logger.info(f"Loaded {len(dicts)} images in LVIS format from {json_file}")
     return dicts
 
 
-def _image_dict(image: dict[str, Any], image_root: str, annotations: list[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "file_name": _image_path(image, image_root),
-        "height": image["height"],
-        "width": image["width"],
-        "image_id": image["id"],
-        "not_exhaustive_category_ids": image.get("not_exhaustive_category_ids", []),
-        "neg_category_ids": image.get("neg_category_ids", []),
-        "annotations": annotations,
-    }
+def _check_images(content: CocoContent) -> None:
+    images = Entries(content.images, "image", content.source)
+    images.check_text("coco_url", "the address of an image", optional=True)
+    for key in CATEGORY_LISTS:
+        images.check_types(key, (list,), "it is a list of category ids", optional=True)
+    for place, image in enumerate(images.all):
+        if image.get("coco_url") is None and image.get("file_name") is None:
+            images.refuse(place, "file_name", "it, or 'coco_url', tells the path of the image")
+
+
+def _image_dict(image: dict[str, Any], image_root: str, objects: dict[Any, list[dict]]) -> dict[str, Any]:
+    lists = {key: image.get(key) or [] for key in CATEGORY_LISTS}
+    return {**image_dict(image, _image_path(image, image_root), objects), **lists}
 
 
 def _image_path(image: dict[str, Any], image_root: str) -> str:
     """LVIS divides the images of COCO anew; the address tells the folder that COCO has them in."""
-    parts = image["coco_url"].split("/")[-2:] if "coco_url" in image else [image["file_name"]]
-    return os.path.join(image_root, *parts)
+    url = image.get("coco_url")
+    return os.path.join(image_root, *([image["file_name"]] if url is None else url.split("/")[-2:]))
 
 
-def _classes_of(content: dict[str, Any], json_file: str, dataset_name: str) -> dict[str, Any]:
+def _classes_of(categories: Any, json_file: str, dataset_name: str) -> dict[str, Any]:
     """Metadata from the categories of a file."""
     if "cocofied" in dataset_name:
         return builtin_metadata("coco")
-    categories = sorted(content["categories"], key=lambda category: category["id"])
-    if [category["id"] for category in categories] != list(range(1, len(categories) + 1)):
-        raise ValueError(f"category ids in {json_file} should be 1 to {len(categories)}, each once")
-    facts: dict[str, Any] = {"thing_classes": [(c.get("synonyms") or [c["name"]])[0] for c in categories]}
-    if all("image_count" in category for category in categories):
-        facts["class_image_count"] = [{"id": c["id"], "image_count": c["image_count"]} for c in categories]
+    entries = Entries(categories, "category", json_file, "categories")
+    ids = entries.check_ids("id", "a category's id")
+    if sorted(ids) != list(range(1, len(ids) + 1)):
+        raise ValueError(f"category ids in {json_file} should be 1 to {len(ids)}, each once")
+    by_id = sorted(range(len(ids)), key=ids.__getitem__)
+    counts = entries.column("image_count")
+    facts: dict[str, Any] = {"thing_classes": [_class_name(entries, place) for place in by_id]}
+    if all(type(count) is int for count in counts):
+        facts["class_image_count"] = [{"id": ids[place], "image_count": counts[place]} for place in by_id]
     return facts
+
+
+def _class_name(entries: Entries, place: int) -> str:
+    """The first of the synonyms, where there are any."""
+    category = entries.all[place]
+    synonyms = category.get("synonyms") or [category.get("name")]
+    if not isinstance(synonyms, list) or not isinstance(synonyms[0], str):
+        key = "synonyms" if category.get("synonyms") else "name"
+        entries.refuse(place, key, "it is the name of the class, or a list of names")
+    return synonyms[0]
 
 
 def get_lvis_instances_meta(dataset_name: str) -> dict[str, Any]:
@@ -107,7 +130,10 @@ def get_lvis_instances_meta(dataset_name: str) -> dict[str, Any]:
     if not dataset_name.startswith("lvis"):
         raise ValueError(f"{dataset_name!r} is not a dataset of LVIS; their names begin with 'lvis_v0.5' or 'lvis_v1'")
     json_file = _annotation_file(dataset_name)
-    return _classes_of(read_annotations(json_file), json_file, dataset_name)
+    content = read_annotations(json_file)
+    if not isinstance(content, dict) or "categories" not in content:
+        raise ValueError(f"{json_file} is not in LVIS format: it should be an object with 'categories'")
+    return _classes_of(content["categories"], json_file, dataset_name)
 
 
 def _annotation_file(dataset_name: str) -> str:

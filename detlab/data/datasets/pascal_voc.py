@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
 import os
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 from detlab.data.catalog import DatasetCatalog, DatasetDicts, MetadataCatalog
 from detlab.structures.boxes import BoxMode
@@ -50,30 +52,84 @@ def load_voc_instances(dirname: str, split: str, class_names: Sequence[str]) -> 
 
 
 def _images_of_split(dirname: str, split: str) -> list[str]:
-    path = os.path.join(dirname, "ImageSets", "Main", f"{split}.txt")
-    if not PathManager.isfile(path):
-        raise FileNotFoundError(f"the list of images {path} does not exist")
-    # Lists for a single class have a second column.
+    return read_image_set(os.path.join(dirname, "ImageSets", "Main", f"{split}.txt"))
+
+
+def read_image_set(path: str) -> list[str]:
+    """The image ids of a split; lists for a single class have a second column, which is left out.
+
+    Raises:
+        FileNotFoundError: there is no such list.
+        ValueError: it is not text in UTF-8.
+    """
     return [line.split()[0] for line in read_text(path, "list of images").splitlines() if line.strip()]
 
 
-def _image_dict(dirname: str, stem: str, class_index: dict[str, int]) -> dict[str, Any]:
-    xml_file = os.path.join(dirname, "Annotations", f"{stem}.xml")
+class VocObject(NamedTuple):
+    """An object as its file has it."""
+
+    name: str
+    pose: str | None
+    truncated: int
+    difficult: int
+    corners: tuple[float, float, float, float]  # x1, y1, x2, y2: pixels counted from 1, both corners included
+
+
+class VocAnnotation(NamedTuple):
+    """An annotation file."""
+
+    root: ElementTree.Element
+    objects: list[VocObject]
+
+    def side(self, name: str) -> int:
+        """``width`` or ``height`` of the image.
+
+        Raises:
+            ValueError: it is not there, or no positive whole number.
+        """
+        side = _number(self.root, f"size/{name}")
+        if side < 1 or side != int(side):
+            raise ValueError(f"<size/{name}> is {side:g}; it is a whole number of pixels, 1 or more")
+        return int(side)
+
+
+class _Builder(ElementTree.TreeBuilder):
+    """Refuses entities, a few bytes of which can stand for gigabytes; no annotation needs them."""
+
+    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
+        raise ValueError("it has a document type (<!DOCTYPE ...>), which an annotation needs not; remove it")
+
+
+def read_voc_annotation(xml_file: str) -> VocAnnotation:
+    """An annotation file in VOC format.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no xml, has a document type, or an object lacks something or has text in the place of a
+            number; the message names the file.
+    """
     if not PathManager.isfile(xml_file):
-        raise FileNotFoundError(f"the annotation file {xml_file} of image {stem} does not exist")
-    with PathManager.open(xml_file, "rb") as stream:
-        try:
-            root = ElementTree.parse(stream).getroot()
-            size = {side: int(_text(root, f"size/{side}")) for side in ("height", "width")}
-            annotations = [_object(node, class_index) for node in root.findall("object")]
-        except (ElementTree.ParseError, ValueError) as error:
-            raise ValueError(f"{xml_file}: {error}") from None
-    return {
-        "file_name": os.path.join(dirname, "JPEGImages", f"{stem}.jpg"),
-        "image_id": stem,
-        **size,
-        "annotations": annotations,
-    }
+        raise FileNotFoundError(f"the annotation file {xml_file} does not exist")
+    with naming(xml_file), PathManager.open(xml_file, "rb") as stream:
+        root = ElementTree.parse(stream, ElementTree.XMLParser(target=_Builder())).getroot()
+        assert root is not None
+        return VocAnnotation(root, [_voc_object(node) for node in root.findall("object")])
+
+
+@contextlib.contextmanager
+def naming(xml_file: str) -> Iterator[None]:
+    """Errors in what a file says begin with its path."""
+    try:
+        yield
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
+        # LookupError: of an encoding that there is not.
+        raise ValueError(f"{xml_file}: {error}") from None
+
+
+def _voc_object(node: ElementTree.Element) -> VocObject:
+    x1, y1, x2, y2 = (_number(node, f"bndbox/{corner}") for corner in ("xmin", "ymin", "xmax", "ymax"))
+    truncated, difficult = (int(_number(node, flag, missing=0)) for flag in ("truncated", "difficult"))
+    return VocObject(_text(node, "name"), node.findtext("pose"), truncated, difficult, (x1, y1, x2, y2))
 
 
 def _text(node: ElementTree.Element, path: str) -> str:
@@ -83,19 +139,44 @@ def _text(node: ElementTree.Element, path: str) -> str:
     return found.strip()
 
 
-def _object(node: ElementTree.Element, class_index: dict[str, int]) -> dict[str, Any]:
-    name = _text(node, "name")
-    if name not in class_index:
-        raise ValueError(f"an object is a {name!r}, but the classes are {', '.join(class_index)}")
-    x1, y1, x2, y2 = (float(_text(node, f"bndbox/{corner}")) for corner in ("xmin", "ymin", "xmax", "ymax"))
-    flags = {flag: int(node.findtext(flag) or 0) for flag in ("difficult", "truncated")}
-    pose = node.findtext("pose")
+def _number(node: ElementTree.Element, path: str, missing: float | None = None) -> float:
+    """A finite number; ``missing`` where there is none, or an empty one."""
+    if missing is not None and not (node.findtext(path) or "").strip():
+        return missing
+    text = _text(node, path)
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"<{path}> of <{node.tag}> is {text!r}, which is not a number")
+    return number
+
+
+def _image_dict(dirname: str, stem: str, class_index: dict[str, int]) -> dict[str, Any]:
+    xml_file = os.path.join(dirname, "Annotations", f"{stem}.xml")
+    annotation = read_voc_annotation(xml_file)
+    with naming(xml_file):
+        return {
+            "file_name": os.path.join(dirname, "JPEGImages", f"{stem}.jpg"),
+            "image_id": stem,
+            "height": annotation.side("height"),
+            "width": annotation.side("width"),
+            "annotations": [_object(obj, class_index) for obj in annotation.objects],
+        }
+
+
+def _object(obj: VocObject, class_index: dict[str, int]) -> dict[str, Any]:
+    if obj.name not in class_index:
+        raise ValueError(f"an object is a {obj.name!r}, but the classes are {', '.join(class_index)}")
+    x1, y1, x2, y2 = obj.corners
     return {
-        "category_id": class_index[name],
+        "category_id": class_index[obj.name],
         "bbox": [x1 - 1.0, y1 - 1.0, x2, y2],
         "bbox_mode": BoxMode.XYXY_ABS,
-        **flags,
-        **({"pose": pose} if pose else {}),
+        "difficult": obj.difficult,
+        "truncated": obj.truncated,
+        **({"pose": obj.pose} if obj.pose else {}),
     }
 
 

@@ -106,9 +106,12 @@ class RandomSubsetTrainingSampler(TrainingSampler):
         seed_subset: int | None = None,
     ):
         super().__init__(size, shuffle=shuffle, seed=seed_shuffle)
+        if not 0 < subset_ratio <= 1 or int(size * subset_ratio) < 1:
+            raise ValueError(
+                f"subset_ratio={subset_ratio} (DATALOADER.RANDOM_SUBSET_RATIO) of {size} entries should be between one "
+                "entry and all"
+            )
         self._subset_size = int(size * subset_ratio)
-        if not 0 < subset_ratio <= 1 or self._subset_size < 1:
-            raise ValueError(f"subset_ratio={subset_ratio} of {size} entries should be between one entry and all")
         self._seed_subset = seed_subset
         logger.info(f"Training on a random subset: {self._subset_size} of {size} entries")
 
@@ -133,8 +136,10 @@ class RepeatFactorTrainingSampler(EpochSampler):
     def __init__(self, repeat_factors: Tensor, *, shuffle: bool = True, seed: int | None = None):
         super().__init__(seed)
         self._factors = np.asarray(repeat_factors, dtype=np.float64)
-        if self._factors.ndim != 1 or not self._factors.size or not (self._factors > 0).all():
-            raise ValueError("repeat factors are one positive number for each entry of the dataset")
+        is_valid = np.isfinite(self._factors) & (self._factors > 0)
+        if self._factors.ndim != 1 or not self._factors.size or not is_valid.all():
+            wrong = self._factors[~is_valid][:3].tolist() or f"the shape {self._factors.shape}"
+            raise ValueError(f"repeat factors are one positive number for each entry of the dataset, got {wrong}")
         self._shuffle = shuffle
 
     def epoch_indices(self, epoch: int) -> np.ndarray:
@@ -161,11 +166,18 @@ class RepeatFactorTrainingSampler(EpochSampler):
 
         Returns:
             (number of images,) float32.
+
+        Raises:
+            ValueError: ``repeat_thresh`` is negative.
         """
+        if not repeat_thresh >= 0:
+            raise ValueError(
+                f"repeat_thresh={repeat_thresh} (DATALOADER.REPEAT_THRESHOLD) is a share of images, 0 or more"
+            )
         pairs = [
             (number, category)
             for number, image in enumerate(dataset_dicts)
-            for category in {obj["category_id"] for obj in image["annotations"]}
+            for category in {obj["category_id"] for obj in image.get("annotations", ())}
         ]
         factors = np.ones(len(dataset_dicts), dtype=np.float32)
         if pairs:

@@ -163,7 +163,7 @@ class ResizeShortestEdge(Augmentation):
         interp: Pillow's number of the interpolation.
 
     Raises:
-        ValueError: another style, or a range without two ends.
+        ValueError: another style, a range without two ends, or lengths that no image can have.
     """
 
     def __init__(
@@ -178,6 +178,11 @@ class ResizeShortestEdge(Augmentation):
         self.is_range = sample_style == "range"
         if isinstance(short_edge_length, int):
             short_edge_length = (short_edge_length, short_edge_length)
+        if len(short_edge_length) == 0 or min(short_edge_length) < 0 or max_size < 1:
+            raise ValueError(
+                "ResizeShortestEdge takes lengths from 0 (no resizing) on, one at least, and a max_size from 1 on "
+                f"(INPUT.MIN_SIZE_*, INPUT.MAX_SIZE_*); got {short_edge_length} and {max_size}"
+            )
         if self.is_range and (len(short_edge_length) != 2 or short_edge_length[0] > short_edge_length[1]):
             raise ValueError(
                 f"sample_style 'range' takes the smallest and the largest length; got {short_edge_length}. To choose "
@@ -203,14 +208,14 @@ class ResizeShortestEdge(Augmentation):
 
     @staticmethod
     def get_output_shape(oldh: int, oldw: int, short_edge_length: int, max_size: int) -> tuple[int, int]:
-        """The (height, width) that an image of height ``oldh`` and width ``oldw`` gets."""
+        """The (height, width), at least 1, that an image of height ``oldh`` and width ``oldw`` gets."""
         factor = short_edge_length / min(oldh, oldw)
         # The shorter edge is set, not computed: a product could fall on either side of the half.
         height, width = (short_edge_length, factor * oldw) if oldh < oldw else (factor * oldh, short_edge_length)
         if max(height, width) > max_size:
             shrink = max_size / max(height, width)
             height, width = height * shrink, width * shrink
-        return int(height + 0.5), int(width + 0.5)
+        return max(int(height + 0.5), 1), max(int(width + 0.5), 1)
 
 
 class ResizeScale(Augmentation):
@@ -323,7 +328,7 @@ class RandomExtent(Augmentation):
         half = image_wh * np.random.uniform(*self.scale_range) / 2
         middle = image_wh * (0.5 + np.array(self.shift_range) * (np.random.rand(2) - 0.5))
         x0, y0, x1, y1 = np.concatenate([middle - half, middle + half]).tolist()
-        return ExtentTransform((x0, y0, x1, y1), output_size=(int(y1 - y0), int(x1 - x0)))
+        return ExtentTransform((x0, y0, x1, y1), output_size=(max(int(y1 - y0), 1), max(int(x1 - x0), 1)))
 
 
 # ------------------------------------------------------------------------------------------------------------- crops

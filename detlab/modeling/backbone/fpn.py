@@ -11,6 +11,7 @@ from detlab.layers.wrappers import Conv2d
 from detlab.modeling.backbone.backbone import Backbone
 from detlab.modeling.backbone.build import BACKBONE_REGISTRY
 from detlab.modeling.backbone.resnet import build_resnet_backbone
+from detlab.modeling.feature_shapes import select_features
 from detlab.modeling.weight_init import xavier_uniform_fan_in
 
 __all__ = [
@@ -24,12 +25,14 @@ __all__ = [
 
 def _exponents_of_strides(strides: list[int]) -> list[int]:
     """log2 of the strides, which must double from map to map."""
-    if not strides:
-        raise ValueError("FPN needs in_features; set MODEL.FPN.IN_FEATURES")
     exponents = [int(math.log2(s)) for s in strides]
     if strides != [strides[0] * 2**i for i in range(len(strides))]:
         raise ValueError(f"FPN needs feature maps whose strides double, got {strides}")
     return exponents
+
+
+def _select_bottom_up(bottom_up: Backbone, in_features) -> dict:
+    return select_features(bottom_up.output_shape(), in_features, "MODEL.FPN.IN_FEATURES", "the bottom-up backbone")
 
 
 def _pyramid_conv(in_channels: int, out_channels: int, kernel_size: int, norm) -> Conv2d:
@@ -59,7 +62,7 @@ class FPN(Backbone):
         square_pad: images are to be padded to a square of this side; 0 does not ask for that.
 
     Raises:
-        ValueError: for strides that do not double, or an unknown ``fuse_type``.
+        ValueError: for maps that the backbone does not give, strides that do not double, or an unknown ``fuse_type``.
     """
 
     def __init__(
@@ -68,8 +71,8 @@ class FPN(Backbone):
         super().__init__()
         if fuse_type not in ("sum", "avg"):
             raise ValueError(f"FPN fuses by 'sum' or 'avg', got '{fuse_type}'")
-        shapes = bottom_up.output_shape()
-        exponents = _exponents_of_strides([shapes[name].stride for name in in_features])
+        shapes = _select_bottom_up(bottom_up, in_features)
+        exponents = _exponents_of_strides([shape.stride for shape in shapes.values()])
         for exponent, name in zip(exponents, in_features):
             self.add_module(f"fpn_lateral{exponent}", _pyramid_conv(shapes[name].channels, out_channels, 1, norm))
             self.add_module(f"fpn_output{exponent}", _pyramid_conv(out_channels, out_channels, 3, norm))
@@ -169,7 +172,7 @@ def _fpn_from_config(cfg, bottom_up: Backbone, top_block: nn.Module) -> FPN:
 def build_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     """A ResNet with a pyramid and one level above it: ``p6`` on top of ``res5``'s ``p5``."""
     bottom_up = build_resnet_backbone(cfg, input_shape)
-    strides = [bottom_up.output_shape()[name].stride for name in cfg.MODEL.FPN.IN_FEATURES]
+    strides = [shape.stride for shape in _select_bottom_up(bottom_up, cfg.MODEL.FPN.IN_FEATURES).values()]
     coarsest = f"p{_exponents_of_strides(strides)[-1]}"
     return _fpn_from_config(cfg, bottom_up, LastLevelMaxPool(in_feature=coarsest))
 
@@ -178,5 +181,8 @@ def build_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
 def build_retinanet_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     """A ResNet with RetinaNet's pyramid up to ``p7``."""
     bottom_up = build_resnet_backbone(cfg, input_shape)
-    channels = bottom_up.output_shape()["res5"].channels
+    # p6 and p7 are made of the last stage, whatever the pyramid takes.
+    giver = "the bottom-up backbone (MODEL.RESNETS.OUT_FEATURES)"
+    top = select_features(bottom_up.output_shape(), ["res5"], "the top of RetinaNet's pyramid", giver)
+    channels = top["res5"].channels
     return _fpn_from_config(cfg, bottom_up, LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS))

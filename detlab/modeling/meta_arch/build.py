@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from detlab.utils.devices import device_kind
 from detlab.utils.registry import Registry
 
 __all__ = ["META_ARCH_REGISTRY", "build_model", "place_model"]
@@ -10,17 +11,18 @@ __all__ = ["META_ARCH_REGISTRY", "build_model", "place_model"]
 META_ARCH_REGISTRY = Registry("META_ARCH")
 META_ARCH_REGISTRY.__doc__ = """Modules ``(cfg)`` called with a list of inputs, one dict an image: in training they
 return losses by name, in inference a list of results."""
+META_ARCH_REGISTRY.expect(RetinaNet="the dense detector of RetinaNet", PanopticFPN="Panoptic FPN, things and stuff")
 
 
 def build_model(cfg) -> nn.Module:
     """The model that ``cfg.MODEL.META_ARCHITECTURE`` names, on ``cfg.MODEL.DEVICE``, without ``cfg.MODEL.WEIGHTS``.
 
     Raises:
-        ValueError: if the device is a GPU and there is none.
+        ValueError: if the device is a GPU and there is none, or none that torch knows.
     """
-    device = torch.device(cfg.MODEL.DEVICE)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"MODEL.DEVICE is '{cfg.MODEL.DEVICE}' but torch finds no GPU; set MODEL.DEVICE cpu")
+    device = cfg.MODEL.DEVICE
+    if device_kind(device) == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"MODEL.DEVICE is {device!r} but torch finds no GPU; set MODEL.DEVICE cpu")
     return place_model(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg), device)
 
 

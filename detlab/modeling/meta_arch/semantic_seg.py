@@ -16,6 +16,7 @@ from detlab.layers.shape_spec import ShapeSpec
 from detlab.layers.wrappers import Conv2d
 from detlab.modeling.backbone.backbone import Backbone
 from detlab.modeling.conv_relu import conv3x3_relu
+from detlab.modeling.feature_shapes import select_features
 from detlab.modeling.loss_normalizer import mean_over_ranks
 from detlab.modeling.meta_arch.build import META_ARCH_REGISTRY
 from detlab.modeling.meta_arch.image_model import ImageModel, image_model_settings
@@ -100,7 +101,7 @@ class SemSegFPNHead(nn.Module):
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]) -> dict:
         settings = cfg.MODEL.SEM_SEG_HEAD
         return {
-            "input_shape": {name: input_shape[name] for name in settings.IN_FEATURES},
+            "input_shape": select_features(input_shape, settings.IN_FEATURES, "MODEL.SEM_SEG_HEAD.IN_FEATURES"),
             "ignore_value": settings.IGNORE_VALUE,
             "num_classes": settings.NUM_CLASSES,
             "conv_dims": settings.CONVS_DIM,

@@ -12,6 +12,7 @@ PROPOSAL_GENERATOR_REGISTRY.__doc__ = """Modules ``(cfg, input_shape)`` called w
 
 They return the proposals, N :class:`Instances` with ``proposal_boxes`` and ``objectness_logits``, and their losses.
 """
+PROPOSAL_GENERATOR_REGISTRY.expect(RRPN="region proposals of rotated boxes")
 
 
 def build_proposal_generator(cfg, input_shape: dict[str, ShapeSpec]) -> nn.Module | None:

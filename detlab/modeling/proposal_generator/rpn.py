@@ -17,6 +17,7 @@ from detlab.layers.shape_spec import ShapeSpec
 from detlab.layers.wrappers import Conv2d
 from detlab.modeling.anchor_generator import build_anchor_generator
 from detlab.modeling.box_regression import Box2BoxTransform, dense_box_regression_loss
+from detlab.modeling.feature_shapes import select_features
 from detlab.modeling.matcher import Matcher
 from detlab.modeling.proposal_generator.build import PROPOSAL_GENERATOR_REGISTRY
 from detlab.modeling.proposal_generator.proposal_utils import (
@@ -180,7 +181,7 @@ class RPN(nn.Module):
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]) -> dict:
         settings = cfg.MODEL.RPN
-        shapes = [input_shape[name] for name in settings.IN_FEATURES]
+        shapes = list(select_features(input_shape, settings.IN_FEATURES, "MODEL.RPN.IN_FEATURES").values())
         return {
             "in_features": settings.IN_FEATURES,
             "head": build_rpn_head(cfg, shapes),

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from detlab.config.config import configurable
 from detlab.layers.shape_spec import ShapeSpec
 from detlab.modeling.backbone.resnet import BottleneckBlock, ResNet
+from detlab.modeling.feature_shapes import select_features
 from detlab.modeling.matcher import Matcher
 from detlab.modeling.poolers import ROIPooler
 from detlab.modeling.proposal_generator.proposal_utils import Proposals, add_ground_truth_to_proposals
@@ -38,6 +39,7 @@ __all__ = [
 
 ROI_HEADS_REGISTRY = Registry("ROI_HEADS")
 ROI_HEADS_REGISTRY.__doc__ = """Modules ``(cfg, input_shape)``, see :class:`ROIHeads` for how they are called."""
+ROI_HEADS_REGISTRY.expect(CascadeROIHeads="the heads of Cascade R-CNN", RROIHeads="heads for rotated boxes")
 
 
 def build_roi_heads(cfg, input_shape: dict[str, ShapeSpec]) -> nn.Module:
@@ -192,10 +194,11 @@ class ROIHeads(nn.Module):
 
 def _levels(input_shape: dict[str, ShapeSpec], names: list[str]) -> tuple[int, tuple[float, ...]]:
     """The common number of channels of these maps, and the scale of each."""
-    channels = {input_shape[name].channels or 0 for name in names}
+    shapes = select_features(input_shape, names, "MODEL.ROI_HEADS.IN_FEATURES").values()
+    channels = {shape.channels or 0 for shape in shapes}
     if len(channels) != 1:
         raise ValueError(f"ROI heads pool maps of equal channels, but {list(names)} have {sorted(channels)}")
-    return channels.pop(), tuple(1.0 / (input_shape[name].stride or 1) for name in names)
+    return channels.pop(), tuple(1.0 / (shape.stride or 1) for shape in shapes)
 
 
 def _flat_rois(boxes: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy as np
 import pytest
@@ -85,3 +86,23 @@ def test_semantic_maps_have_to_be_made_first(folders, tmp_path):
     assert image["height"] == 1024 and image["sem_seg_file_name"].endswith("_gtFine_labelTrainIds.png")
     with pytest.raises(FileNotFoundError, match="no image"):
         load_cityscapes_semantic(str(tmp_path), folders[1])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([], "should be an object with 'imgHeight'"),
+        ({"imgWidth": 60, "objects": []}, "has no 'imgHeight'"),
+        ({"imgHeight": 40, "imgWidth": 60}, "'objects' in .* should be a list of objects, but is None"),
+        ({"imgHeight": 40, "imgWidth": 60, "objects": [{"polygon": []}]}, "has no 'label'"),
+        ({"imgHeight": 40, "imgWidth": 60, "objects": [{"label": "car", "polygon": [[1, 2]]}]}, "a list of 3 points"),
+        ({"imgHeight": 40, "imgWidth": 60, "objects": [{"label": "car", "polygon": [[1], [2], [3]]}]}, "a list of 3"),
+    ],
+)
+def test_outlines_in_another_form_are_refused_by_name(folders, content, message):
+    path = os.path.join(folders[1], "bern", f"{STEM}_gtFine_polygons.json")
+    with open(path, "w") as stream:
+        json.dump(content, stream)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_cityscapes_instances(*folders)
+    assert path in str(caught.value)

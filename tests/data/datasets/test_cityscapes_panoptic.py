@@ -51,3 +51,19 @@ def test_missing_images_and_maps_are_named(root):
         get_cityscapes_panoptic_files(str(images), str(maps), other)
     with pytest.raises(FileNotFoundError, match="csCreatePanopticImgs"):
         get_cityscapes_panoptic_files(str(images), str(images), CONTENT)
+
+
+@pytest.mark.parametrize(
+    ("segment", "message"),
+    [
+        ({"id": 1, "category_id": 99}, "segment 1 of .* category_id 99"),
+        ({"id": 1}, "segment 1 .* has no 'category_id'"),
+    ],
+)
+def test_segments_of_no_class_are_named(root, empty_catalogs, segment, message):
+    path = root / "cityscapes/gtFine/cityscapes_panoptic_train.json"
+    path.write_text(json.dumps({"annotations": [{**CONTENT["annotations"][0], "segments_info": [segment]}]}))
+    register_all_cityscapes_panoptic(str(root))
+    with pytest.raises(ValueError, match=message) as caught:
+        DatasetCatalog.get("cityscapes_fine_panoptic_train")
+    assert str(path) in str(caught.value)

@@ -154,11 +154,11 @@ def test_annotations_of_unknown_images_are_dropped_and_counted(write, caplog):
         ({**content(), "images": [content()["images"][0]] * 2}, "1 ids of images"),
         (content(categories=((3, "a"), (3, "b"))), "1 ids of categories"),
         (content({k: v for k, v in annotation(1).items() if k != "id"}), "annotation number 0 .* has no 'id'"),
-        (content(annotation(1, category_id=8)), "annotation 1 of image 1 .* category_id 8.* 2 categories"),
+        (content(annotation(1, category_id=8)), "annotation 1 of image 1 .* 'category_id': 8.* 2 categories"),
         (content(annotation(1, bbox=())), r"'bbox': \[\]"),
-        (content({k: v for k, v in annotation(1).items() if k != "bbox"}), "'bbox': None"),
+        (content({k: v for k, v in annotation(1).items() if k != "bbox"}), "has no 'bbox'; a box is"),
         (content(annotation(1, bbox=(1, 2, 3))), r"'bbox': \[1, 2, 3\]; a box is"),
-        (content(annotation(1, ignore=1)), "'ignore': 1, which is not supported"),
+        (content(annotation(1, ignore=1)), "'ignore': 1; that is not supported"),
         ([1, 2], "is not in COCO format"),
     ],
 )
@@ -240,23 +240,100 @@ def test_a_dataset_written_back_says_the_same(shared_dir, name, kind, tmp_path):
                 assert one.get("segmentation") == other.get("segmentation")
 
 
-def test_a_written_file_is_kept_unless_a_new_one_is_asked_for(name, tmp_path, caplog):
-    calls = []
-
-    def load():
-        calls.append(1)
-        return [{"file_name": "a.jpg", "width": 3, "height": 2, "annotations": []}]
-
-    DatasetCatalog.register(name, load)
-    output = str(tmp_path / "cached.json")
-    threads = [threading.Thread(target=convert_to_coco_json, args=(name, output)) for _ in range(3)]
+def test_a_written_file_is_kept_as_long_as_it_says_the_same(name, tmp_path, caplog):
+    image = {"file_name": "a.jpg", "width": 3, "height": 2, "annotations": []}
+    DatasetCatalog.register(name, lambda: [image])
+    output = tmp_path / "cached.json"
+    threads = [threading.Thread(target=convert_to_coco_json, args=(name, str(output))) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(calls) == 1 and f"Using {output} as it is" in caplog.text
-    convert_to_coco_json(name, output, allow_cached=False)
-    assert len(calls) == 2
+    first = os.stat(output)
+    convert_to_coco_json(name, str(output))
+    assert os.stat(output).st_ino == first.st_ino and os.stat(output).st_mtime_ns == first.st_mtime_ns
+    assert "replaced" not in caplog.text
+    convert_to_coco_json(name, str(output), allow_cached=False)
+    assert os.stat(output).st_mtime_ns > first.st_mtime_ns
+
+
+@pytest.mark.parametrize("change", ["annotations", "classes", "size"])
+def test_a_file_that_was_written_of_other_annotations_is_replaced(name, tmp_path, change, caplog):
+    image = {"file_name": "a.jpg", "width": 30, "height": 20, "annotations": []}
+    DatasetCatalog.register(name, lambda: [image])
+    MetadataCatalog.get(name).thing_classes = ["one", "two"]
+    output = tmp_path / "cached.json"
+    convert_to_coco_json(name, str(output))
+    before = json.loads(output.read_text())
+    if change == "annotations":
+        image["annotations"] = [{"category_id": 1, "bbox": [1, 2, 4, 6], "bbox_mode": BoxMode.XYXY_ABS}]
+    elif change == "classes":
+        MetadataCatalog.remove(name)
+        MetadataCatalog.get(name).thing_classes = ["one", "three"]
+    else:
+        image["width"] = 31
+    convert_to_coco_json(name, str(output))
+    assert json.loads(output.read_text()) == convert_to_coco_dict(name) != before
+    assert f"{output} was made of other annotations" in caplog.text
+
+
+def test_a_cached_file_without_a_fingerprint_is_replaced(name, tmp_path):
+    DatasetCatalog.register(name, lambda: [{"file_name": "a.jpg", "width": 3, "height": 2, "annotations": []}])
+    output = tmp_path / "cached.json"
+    output.write_text(json.dumps({"info": {}, "images": [], "annotations": [], "categories": []}))
+    convert_to_coco_json(name, str(output))
+    assert len(json.loads(output.read_text())["images"]) == 1
+
+
+def test_numbers_of_numpy_are_written_as_plain_ones(name, tmp_path):
+    image = {"file_name": "a.jpg", "image_id": np.int64(4), "width": np.int32(9), "height": np.int16(8)}
+    obj = {"category_id": np.int64(0), "bbox": np.ones(4), "bbox_mode": BoxMode.XYWH_ABS, "iscrowd": np.bool_(True)}
+    obj.update(segmentation=np.eye(8, 9, dtype=bool), keypoints=np.array([1.5, 2.5, 2]))
+    DatasetCatalog.register(name, lambda: [{**image, "annotations": [obj]}])
+    MetadataCatalog.get(name).thing_classes = ["one"]
+    convert_to_coco_json(name, str(tmp_path / "plain.json"))
+    written = json.loads((tmp_path / "plain.json").read_text())
+    assert written["images"] == [{"id": 4, "width": 9, "height": 8, "file_name": "a.jpg"}]
+    assert written["annotations"][0]["image_id"] == 4 and written["annotations"][0]["iscrowd"] == 1
+    assert (coco_mask.decode(written["annotations"][0]["segmentation"]) == np.eye(8, 9)).all()
+    assert written["annotations"][0]["keypoints"] == [1, 2, 2] and written["annotations"][0]["area"] == 8
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        ({"width": 3, "height": 2}, "has no 'file_name'"),
+        ({"file_name": "a.jpg", "height": 2}, "has no 'width', which COCO format needs; it has {'file_name': 'a.jpg'"),
+        ({"file_name": "a", "width": 1, "height": 1, "annotations": [{"category_id": 0}]}, "has no 'bbox'"),
+        (
+            {
+                "file_name": "a",
+                "width": 1,
+                "height": 1,
+                "annotations": [{"category_id": 5, "bbox": [0, 0, 1, 1], "bbox_mode": 0}],
+            },
+            "category_id 5, but its classes are 0 to 0",
+        ),
+    ],
+)
+def test_what_cannot_be_written_in_the_format_is_told(name, image, message):
+    DatasetCatalog.register(name, lambda: [image])
+    MetadataCatalog.get(name).set(thing_classes=["one"], thing_dataset_id_to_contiguous_id={9: 0})
+    with pytest.raises(ValueError, match=message):
+        convert_to_coco_dict(name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": [{"id": 1, "height": 20, "width": 22}]}, "image 1 in .* has no 'file_name'"),
+        ({"images": [{"id": 1, "file_name": "a.jpg", "width": 22}]}, "image 1 in .* has no 'height'"),
+        ({"categories": [{"id": 7}]}, "category 7 in .* has no 'name'"),
+    ],
+)
+def test_what_loading_needs_is_told(write, name, changes, message):
+    with pytest.raises(ValueError, match=message):
+        load_coco_json(write({**content(annotation(1)), **changes}), "root", name)
 
 
 def test_boxes_polygons_and_masks_get_their_area(name, caplog):

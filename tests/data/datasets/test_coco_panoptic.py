@@ -94,3 +94,34 @@ def test_objects_and_maps_are_joined_by_image():
 def test_numbers_agree_with_the_file(files):
     content = json.loads(Path(files["panoptic_json"]).read_text())
     assert [image["image_id"] for image in load(files)] == [entry["image_id"] for entry in content["annotations"]]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([], "not in COCO's panoptic format"),
+        ({"images": []}, "not in COCO's panoptic format"),
+        ({"annotations": {}}, "should be a list of annotations"),
+        ({"annotations": [{"file_name": "a.png", "segments_info": []}]}, "has no 'image_id'"),
+        (
+            {"annotations": [{"image_id": "a", "file_name": "a.png", "segments_info": []}]},
+            "'image_id': 'a'; it is a num",
+        ),
+        ({"annotations": [{"image_id": 1, "segments_info": []}]}, "has no 'file_name'"),
+        ({"annotations": [{"image_id": 1, "file_name": "a.png"}]}, "has no 'segments_info'"),
+        (
+            {"annotations": [{"image_id": 1, "file_name": "a.png", "segments_info": [{}]}]},
+            "segment number 0 .* no 'id'",
+        ),
+        (
+            {"annotations": [{"image_id": 1, "file_name": "a.png", "segments_info": [{"id": 1, "category_id": None}]}]},
+            "segment 1 .* 'category_id': None",
+        ),
+    ],
+)
+def test_a_file_in_another_form_is_refused_by_name(tmp_path, content, message):
+    path = tmp_path / "panoptic.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message) as caught:
+        load_coco_panoptic_json(str(path), "images", "maps", builtin_metadata("coco_panoptic_standard"))
+    assert str(path) in str(caught.value)

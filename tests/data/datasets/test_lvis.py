@@ -82,3 +82,24 @@ def test_files_that_contradict_themselves_are_refused(json_file, empty_catalogs,
         json.dump({**CONTENT, **change}, stream)
     with pytest.raises(ValueError, match=message):
         load_lvis_json(json_file, "coco", "tiny")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": [{"id": 9, "width": 8, "height": 7}]}, "image 9 .* has no 'file_name'; it, or 'coco_url'"),
+        ({"images": [{**CONTENT["images"][0], "coco_url": 5}]}, "'coco_url': 5; the address of an image"),
+        ({"images": [{**CONTENT["images"][0], "neg_category_ids": 5}]}, "'neg_category_ids': 5; it is a list"),
+        ({"images": [{"id": 9, "file_name": "a"}]}, "image 9 .* has no 'height'"),
+        ({"categories": [{"id": 1, "synonyms": []}, CATEGORIES[0]]}, "category 1 .* has no 'name'"),
+        ({"categories": [{"id": 1, "synonyms": [3]}, CATEGORIES[0]]}, r"'synonyms': \[3\]"),
+        ({"categories": [{"id": "a", "name": "b"}]}, "should be 1 to 1"),
+        ({"annotations": [{**CONTENT["annotations"][0], "bbox": [1, 2]}]}, r"'bbox': \[1, 2\]"),
+    ],
+)
+def test_what_is_missing_is_told_with_the_file(json_file, empty_catalogs, change, message):
+    with open(json_file, "w") as stream:
+        json.dump({**CONTENT, **change}, stream)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_lvis_json(json_file, "coco", "tiny")
+    assert json_file in str(caught.value)

@@ -63,7 +63,48 @@ def test_what_is_wrong_names_the_file(voc):
         load_voc_instances(voc(), "val", ["cat"])
     folder = voc()
     os.remove(os.path.join(folder, "Annotations", "0001.xml"))
-    with pytest.raises(FileNotFoundError, match="of image 0001"):
+    with pytest.raises(FileNotFoundError, match=r"0001\.xml does not exist"):
+        load_voc_instances(folder, "train", ["cat"])
+
+
+@pytest.mark.parametrize(
+    ("objects", "size", "message"),
+    [
+        ("<object><name>cat</name></object>", None, "<object> has no <bndbox/xmin>"),
+        (OBJECT.format(name="cat", x="left"), None, "<bndbox/xmin> of <object> is 'left', which is not a number"),
+        (OBJECT.format(name="cat", x="nan"), None, "'nan', which is not a number"),
+        (OBJECT.format(name="cat", x="1e999"), None, "'1e999', which is not a number"),
+        (
+            OBJECT.replace("<truncated>1", "<truncated>perhaps").format(name="cat", x=1),
+            None,
+            "<truncated> .* 'perhaps'",
+        ),
+        ("", "<size><width>0</width><height>8</height></size>", "<size/width> is 0; it is a whole number"),
+        ("", "<size><width>9</width><height>8.5</height></size>", "<size/height> is 8.5"),
+    ],
+)
+def test_what_an_object_lacks_is_told_with_the_file(voc, objects, size, message):
+    folder = voc(objects) if size is None else voc(objects, size=size)
+    with pytest.raises(ValueError, match=rf"0001\.xml: .*{message}"):
+        load_voc_instances(folder, "train", ["cat"])
+
+
+def test_entities_that_unfold_to_gigabytes_are_refused(voc):
+    folder = voc()
+    entities = '<!ENTITY a "aaaaaaaaaa">' + "".join(
+        f'<!ENTITY {name} "{f"&{before};" * 10}">' for before, name in zip("abcdefgh", "bcdefghi")
+    )
+    with open(os.path.join(folder, "Annotations", "0001.xml"), "w") as stream:
+        stream.write(f"<?xml version='1.0'?><!DOCTYPE annotation [{entities}]><annotation>&i;</annotation>")
+    with pytest.raises(ValueError, match=r"0001\.xml: it has a document type"):
+        load_voc_instances(folder, "train", ["cat"])
+
+
+def test_an_encoding_that_there_is_not_is_told_with_the_file(voc):
+    folder = voc()
+    with open(os.path.join(folder, "Annotations", "0001.xml"), "w") as stream:
+        stream.write("<?xml version='1.0' encoding='no-such'?><annotation></annotation>")
+    with pytest.raises(ValueError, match=r"0001\.xml: "):
         load_voc_instances(folder, "train", ["cat"])
 
 

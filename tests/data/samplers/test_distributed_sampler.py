@@ -74,7 +74,7 @@ def test_a_random_subset_is_the_same_in_each_epoch():
     assert set(take(RandomSubsetTrainingSampler(20, 0.25, seed_shuffle=0, seed_subset=6), 5)) != epochs[0]
 
 
-@pytest.mark.parametrize("ratio", [0.0, 0.01, 1.5])
+@pytest.mark.parametrize("ratio", [0.0, 0.01, 1.5, float("nan"), float("inf")])
 def test_an_impossible_subset_is_refused(ratio):
     with pytest.raises(ValueError, match="subset_ratio"):
         RandomSubsetTrainingSampler(20, ratio)
@@ -93,10 +93,35 @@ def test_repeat_factors_without_shuffling_are_in_order():
     assert drawn == [0, 1, 1, 0, 1, 1]
 
 
-@pytest.mark.parametrize("factors", [torch.tensor([]), torch.tensor([[1.0]]), torch.tensor([1.0, 0.0])])
-def test_senseless_repeat_factors_are_refused(factors):
-    with pytest.raises(ValueError, match="one positive number"):
-        RepeatFactorTrainingSampler(factors)
+@pytest.mark.parametrize(
+    ("factors", "shown"),
+    [
+        ([], r"\(0,\)"),
+        ([[1.0]], r"\(1, 1\)"),
+        ([1.0, 0.0], r"\[0\.0\]"),
+        ([float("inf")], "inf"),
+        ([float("nan")], "nan"),
+    ],
+)
+def test_senseless_repeat_factors_are_refused(factors, shown):
+    with pytest.raises(ValueError, match=f"one positive number.*{shown}"):
+        RepeatFactorTrainingSampler(torch.tensor(factors))
+
+
+@pytest.mark.parametrize("threshold", [-0.1, float("nan")])
+def test_a_senseless_repeat_threshold_is_refused(threshold):
+    images = [{"annotations": [{"category_id": 0}]}]
+    with pytest.raises(ValueError, match=r"DATALOADER\.REPEAT_THRESHOLD\) is a share"):
+        RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(images, threshold)
+
+
+def test_more_processes_than_entries_still_share_every_epoch(as_rank):
+    parts = []
+    for rank in range(5):
+        as_rank(rank, 5)
+        parts.append(take(TrainingSampler(2, seed=1), 4))
+    stream = [index for of_all in zip(*parts) for index in of_all]
+    assert all(sorted(stream[n : n + 2]) == [0, 1] for n in range(0, 20, 2))
 
 
 def slow_repeat_factors(dataset_dicts, threshold, sqrt):
@@ -119,7 +144,7 @@ def test_repeat_factors_agree_with_the_definition(sqrt):
 
 
 def test_images_without_objects_are_not_repeated():
-    images = [{"annotations": []}, {"annotations": []}]
+    images = [{"annotations": []}, {"file_name": "a.jpg"}]
     assert RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(images, 0.5).tolist() == [1, 1]
 
 

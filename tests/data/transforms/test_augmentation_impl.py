@@ -125,10 +125,20 @@ def test_random_resize_takes_each_size(image):
         ((640, 300), 800, 1333, (1333, 625)),
         ((500, 500), 333, 1333, (333, 333)),
         ((100, 1000), 600, 100, (10, 100)),
+        ((20000, 3), 800, 1333, (1333, 1)),
+        ((3, 20000), 800, 1333, (1, 1333)),
     ],
 )
 def test_the_shortest_edge_decides_unless_the_longest_is_too_long(size, short, longest, expected):
     assert T.ResizeShortestEdge.get_output_shape(*size, short, longest) == expected
+
+
+@pytest.mark.parametrize("size", [(20000, 3), (3, 20000), (1, 1)])
+@pytest.mark.parametrize("augmentation", [T.ResizeShortestEdge(80, 133), T.RandomExtent((0.1, 0.3), (0.2, 0.2))])
+def test_no_edge_of_a_narrow_image_gets_lost(size, augmentation):
+    np.random.seed(0)
+    inputs, _ = draw(augmentation, np.full((*size, 3), 7, dtype=np.uint8), np.array([[0.0, 0, 1, 1]]))
+    assert min(inputs.image.shape) >= 1
 
 
 def test_a_range_has_both_its_ends_and_a_choice_only_its_members(image):
@@ -137,6 +147,12 @@ def test_a_range_has_both_its_ends_and_a_choice_only_its_members(image):
     chosen = {draw(T.ResizeShortestEdge((30, 33), sample_style="choice"), image)[0].image.shape[0] for _ in range(100)}
     assert in_range == {30, 31, 32, 33}
     assert chosen == {30, 33}
+
+
+@pytest.mark.parametrize(("lengths", "longest"), [((), 100), ((-5,), 100), ((30, -1), 100), (30, 0), (30, -4)])
+def test_lengths_that_no_image_can_have_are_refused_before_there_is_one(lengths, longest):
+    with pytest.raises(ValueError, match=r"INPUT\.MIN_SIZE.*INPUT\.MAX_SIZE.*got"):
+        T.ResizeShortestEdge(lengths, longest, "choice")
 
 
 def test_a_shortest_edge_of_zero_changes_nothing(image):

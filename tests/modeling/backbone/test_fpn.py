@@ -55,5 +55,9 @@ def test_norms_take_the_place_of_biases():
 def test_wrong_settings_are_refused_in_words():
     with pytest.raises(ValueError, match="strides double"):
         FPN(TwoMaps(strides=(4, 16)), ["res2", "res3"], 5)
+    with pytest.raises(ValueError, match=r"MODEL\.FPN\.IN_FEATURES names 'res9'.* gives res2, res3"):
+        FPN(TwoMaps(), ["res2", "res9"], 5)
+    with pytest.raises(ValueError, match=r"MODEL\.FPN\.IN_FEATURES is empty"):
+        FPN(TwoMaps(), [], 5)
     with pytest.raises(ValueError, match="'sum' or 'avg', got 'max'"):
         FPN(TwoMaps(), ["res2", "res3"], 5, fuse_type="max")

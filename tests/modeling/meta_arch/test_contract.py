@@ -103,3 +103,10 @@ def test_training_images_and_masks_are_shown_when_asked_for():
     assert len(shown) == 2
     boxes = next(image for name, image in shown.items() if "proposals" in name)
     assert boxes.shape == (3, 64, 2 * 96) and boxes.float().std() > 0
+
+
+def test_a_device_that_is_none_is_refused_by_the_name_of_its_key():
+    cfg = tiny_config()
+    cfg.MODEL.DEVICE = "gpu"
+    with pytest.raises(ValueError, match=r"MODEL\.DEVICE is 'gpu'; it is 'cuda'"):
+        build_model(cfg)
