@@ -176,7 +176,7 @@ def undisturbed_state(tmp_path, temporary, project_root, case):
 def kill_and_resume(tmp_path, temporary, project_root, case, kills):
     """Runs in one folder after another, each resumed until it is through, with ``kills`` on the way."""
     expected = undisturbed_state(tmp_path, temporary, project_root, case)
-    waiting, num_hit, number = list(kills), 0, 0
+    waiting, number = list(kills), 0
     while waiting:
         number += 1
         seen: set[int] = set()
@@ -191,14 +191,14 @@ def kill_and_resume(tmp_path, temporary, project_root, case, kills):
             assert status in allowed, (case, kill, status, program.stderr)
             # Python's own end by a signal prints where it was.
             assert status < 0 or "Traceback" not in program.stderr, (case, kill, status, program.stderr)
-            num_hit += was_hit
+            if kill is not None and not was_hit:
+                waiting.append(kill._replace(seconds=kill.seconds / 2))
         assert_same(final_state(program.folder), expected)
         assert_nothing_is_left(program, seen)
-    return num_hit
 
 
 def random_kill(rng, number):
-    return Kill(SIGNALS[number % 3], rng.random() < 0.25, rng.uniform(0, 4), number % 2 == 0 and rng.random() < 0.5)
+    return Kill(SIGNALS[number % 3], rng.random() < 0.25, rng.uniform(0, 3), number % 2 == 0 and rng.random() < 0.5)
 
 
 def test_runs_killed_in_training_end_as_if_they_had_not_been_and_leave_nothing(
@@ -206,7 +206,7 @@ def test_runs_killed_in_training_end_as_if_they_had_not_been_and_leave_nothing(
 ):
     to_all = {signal.SIGKILL: False, signal.SIGTERM: True, signal.SIGINT: True}
     kills = [Kill(number, False, random.uniform(0, 0.3), to_all[number]) for number in SIGNALS]
-    assert kill_and_resume(tmp_path, temporary, project_root, Case(num_processes=1, num_workers=2), kills) > 0
+    kill_and_resume(tmp_path, temporary, project_root, Case(num_processes=1, num_workers=2), kills)
 
 
 @pytest.mark.slow
@@ -214,6 +214,4 @@ def test_runs_killed_in_training_end_as_if_they_had_not_been_and_leave_nothing(
 def test_many_kills_at_any_moment_change_nothing_and_leave_nothing(_pictures, tmp_path, temporary, project_root, case):
     rng = random.Random(repr(case))
     kills = [random_kill(rng, number) for number in range(-(-NUM_KILLS // 4))]
-    num_hit = kill_and_resume(tmp_path, temporary, project_root, case, kills)
-    print(f"{case}: {num_hit} of {len(kills)} kills hit a running program")
-    assert num_hit > 0
+    kill_and_resume(tmp_path, temporary, project_root, case, kills)
