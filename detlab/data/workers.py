@@ -85,9 +85,13 @@ def _folder_of_sockets(own_pid: int) -> str | None:
     if os.name == "nt" or "tempdir" in getattr(multiprocessing.current_process(), "_config", {"tempdir": None}):
         # Pipes have no files there; or it was made before, or by the parent.
         return None
-    _remove_abandoned_folders()
-    folder = multiprocessing.util.get_temp_dir()
-    Path(folder, OWNER_FILE).write_text(f"{own_pid} {socket.gethostname()}", encoding="utf-8")
+    try:
+        _remove_abandoned_folders()
+        folder = multiprocessing.util.get_temp_dir()
+        Path(folder, OWNER_FILE).write_text(f"{own_pid} {socket.gethostname()}", encoding="utf-8")
+    except OSError:
+        # Nowhere to write, or no room: whether workers need it is for them to find out.
+        return None
     return folder
 
 

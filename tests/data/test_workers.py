@@ -25,6 +25,7 @@ loader = build_detection_train_loader(
 )
 batches = iter(loader)
 list(itertools.islice(batches, 5))
+time.sleep(0.5)  # until the workers have read ahead: one that is killed amid a tensor leaves its memory
 pids = [os.getpid(), *(process.pid for process in batches.gi_frame.f_locals["batches"]._workers)]
 print(*pids, flush=True)
 if sys.argv[1] == "waits":
