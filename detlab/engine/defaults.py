@@ -446,6 +446,8 @@ class DefaultTrainer(TrainerBase):
         """The hooks, in the order in which they run; each stands where it does for a reason."""
         cfg = self.cfg
         is_main = comm.is_main_process()
+        # No cycle, so that whoever drops the trainer frees its model and its data workers.
+        own = weakref.proxy(self)
         return [
             # First, so that it measures steps and not hooks.
             hooks.IterationTimer(),
@@ -456,7 +458,9 @@ class DefaultTrainer(TrainerBase):
             *hooks.registered_hooks(hooks.HOOK_REGISTRY, self),
             # Before the evaluation: should that fail, the checkpoint is there.
             hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD) if is_main else None,
-            hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._test_and_remember, record_file=self._evaluation_record()),
+            hooks.EvalHook(
+                cfg.TEST.EVAL_PERIOD, lambda: own._test_and_remember(), record_file=self._evaluation_record()
+            ),
             *hooks.registered_hooks(hooks.EVALUATION_HOOK_REGISTRY, self),
             # Last, so that what the others have put is written in the same iteration.
             hooks.PeriodicWriter(self.build_writers(), period=20) if is_main else None,

@@ -8,6 +8,7 @@ signal. A second one ends it at once.
 from __future__ import annotations
 
 import contextlib
+import multiprocessing.util
 import os
 import signal
 import threading
@@ -130,8 +131,16 @@ def _leave_signals_to_parent() -> None:
         signals.leave_to_parent()
 
 
+def _let_workers_end() -> None:
+    """To be called at the end of a process, which ends its workers; torch's handler would raise that as an error."""
+    with contextlib.suppress(ValueError):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_leave_signals_to_parent)
+    # Before multiprocessing signals the workers.
+    multiprocessing.util.Finalize(None, _let_workers_end, exitpriority=100)
 
 
 class StopRequest:

@@ -1,9 +1,11 @@
 """Arguments, set-up, scaling, writers, the predictor."""
 
 import argparse
+import gc
 import logging
 import os
 import re
+import weakref
 
 import numpy as np
 import pytest
@@ -276,6 +278,19 @@ def test_hooks_hear_of_the_backward_pass_and_see_gradients(tmp_path):
     trainer.train()
     assert len(LookAtGradients.norms) == 6
     assert any(LookAtGradients.norms)
+
+
+def test_a_trainer_is_gone_when_it_is_dropped(tmp_path):
+    """Not only when Python looks for cycles: its model fills the GPU, and its workers the memory."""
+    trainer = ToyTrainer(toy_cfg(tmp_path))
+    trainer.train()
+    left = weakref.ref(trainer)
+    gc.disable()
+    try:
+        del trainer
+        assert left() is None
+    finally:
+        gc.enable()
 
 
 def test_the_order_of_the_hooks_is_the_documented_one(tmp_path):

@@ -189,6 +189,8 @@ def kill_and_resume(tmp_path, temporary, project_root, case, kills):
             status = program.wait()
             allowed = STATUSES[kill.signal_number] | {0} if was_hit else {0}
             assert status in allowed, (case, kill, status, program.stderr)
+            # Python's own end by a signal prints where it was.
+            assert status < 0 or "Traceback" not in program.stderr, (case, kill, status, program.stderr)
             num_hit += was_hit
         assert_same(final_state(program.folder), expected)
         assert_nothing_is_left(program, seen)
