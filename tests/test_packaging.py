@@ -60,6 +60,6 @@ def test_every_declared_dependency_is_used():
 
 
 def test_every_extra_that_a_message_names_exists():
-    pattern = re.compile(r"""require\(\s*["'][\w.]+["'],\s*(?:extra=)?["'](\w+)["']""")
+    pattern = re.compile(r"""(?<![\w.])require\(\s*["'][\w.]+["'],\s*(?:extra=)?["'](\w+)["']""")
     named = set(pattern.findall("".join(SOURCES.values())))
     assert named and named <= PROJECT["optional-dependencies"].keys()

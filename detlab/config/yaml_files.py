@@ -25,6 +25,7 @@ MAX_DEPTH = 64
 # Nodes of a document, where one that is referred to counts each time.
 MAX_NODES = 50_000
 MAX_DIGITS = 400
+MAX_LIKE_A_NUMBER = 10_000
 MAX_FORMULAS = 100
 MAX_WARNINGS = 5
 
@@ -98,10 +99,18 @@ def _check_events(text: str) -> None:
             depth += 1
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
+        line = event.start_mark.line + 1 if event.start_mark else 1
+        if isinstance(event, yaml.ScalarEvent) and event.implicit[0]:
+            _check_digits(event.value, line)
         if depth > MAX_DEPTH or nodes > MAX_NODES:
-            line = event.start_mark.line + 1 if event.start_mark else 1
             what = f"nests more than {MAX_DEPTH} deep" if depth > MAX_DEPTH else f"has more than {MAX_NODES} values"
             raise ValueError(f"it {what} (line {line})")
+
+
+def _check_digits(value: str, line: int) -> None:
+    """Refuses what to compare with the forms of numbers takes a hundred times its size."""
+    if len(value) > MAX_LIKE_A_NUMBER and value[0] in "+-.0123456789":
+        raise ValueError(f"the number in line {line} has {len(value)} digits")
 
 
 def _construct(text: str, filename: str) -> Any:

@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
@@ -36,6 +36,8 @@ __all__ = [
 _USUAL_HANDLERS: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 # A terminal signals all processes, a parent passes the signal on, timeout(1) sends it twice: that is one request.
 _ONE_REQUEST_SECONDS = 1.0
+# A signal that comes while a process is made is taken so much later.
+_SECONDS_TO_FORK = 0.05
 # Without losses to exchange, the ranks ask each other this often whether to stop.
 _STEPS_BETWEEN_QUESTIONS = 20
 
@@ -98,6 +100,12 @@ class Signals:
         self._taken = []
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if _is_forking(frame):
+            # What Python calls around a fork swallows exceptions, and the number of the child could be lost.
+            main_thread = threading.main_thread().ident
+            assert main_thread is not None
+            threading.Timer(_SECONDS_TO_FORK, signal.pthread_kill, (main_thread, number)).start()
+            return
         now = time.monotonic()
         if self._first_at is None:
             self._first_at = now
@@ -123,6 +131,25 @@ def _end_by_parent(parent: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def _is_forking(frame: FrameType | None) -> bool:
+    """Whether a process of multiprocessing's, such as a data worker, is being made below a frame."""
+    while frame is not None:
+        # The process that was made runs below the same code, and knows by then that it is not the parent.
+        if frame.f_code is _popen_code and getattr(frame.f_locals.get("self"), "pid", None) != 0:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _code_that_forks() -> CodeType | None:
+    with contextlib.suppress(ImportError):
+        from multiprocessing.popen_fork import Popen
+
+        return Popen._launch.__code__  # type: ignore[attr-defined]
+    return None
+
+
+_popen_code = _code_that_forks()
 _open: list[Signals] = []
 
 

@@ -1,6 +1,6 @@
 """The COCO protocol: ground truth and detections in, precision and recall curves and their summary out.
 
-Three implementations give equal curves: hotcoco (compiled, optional), this package's ``COCOeval_opt``, and pycocotools.
+Three implementations give equal curves: hotcoco (compiled), this package's ``COCOeval_opt``, and pycocotools.
 
 Shapes: T IoU thresholds, R recall thresholds, K classes, A area ranges, M limits of detections per image.
 """

@@ -162,6 +162,42 @@ def test_an_evaluation_is_stopped_where_it_is_and_the_checkpoint_is_there(tmp_pa
     assert "evaluation after 4 iterations was stopped" in caplog.text
 
 
+_calls_before_fork = []
+os.register_at_fork(before=lambda: [call() for call in _calls_before_fork])
+
+
+def test_a_signal_that_comes_while_a_data_worker_is_started_is_not_swallowed(tmp_path, monkeypatch):
+    def evaluate():
+        monkeypatch.setattr(f"{__name__}._calls_before_fork", [lambda: send(signal.SIGTERM)])
+        process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,), daemon=True)
+        process.start()
+        processes.append(process)
+        monkeypatch.undo()
+        time.sleep(10)
+        pytest.fail("the evaluation went on")
+
+    processes = []
+    trainer, _ = trainer_in(tmp_path, hooks.EvalHook(STOP_AT + 1, evaluate))
+    with pytest.raises(StoppedBySignal):
+        trainer.train(0, NUM_ITERS)
+    # It was started whole, and its parent knows it.
+    assert processes and processes[0].pid is not None
+    processes[0].kill()
+    processes[0].join()
+
+
+def test_a_training_in_a_forked_process_is_stopped_too(tmp_path):
+    def train():
+        trainer, _ = trainer_in(tmp_path, call_at("before_step", lambda: send(signal.SIGTERM)))
+        trainer.train(0, NUM_ITERS)
+
+    process = multiprocessing.get_context("fork").Process(target=train)
+    process.start()
+    process.join(60)
+    assert process.exitcode == 143
+    assert saved(tmp_path) == [f"model_{STOP_AT:07d}.pth"]
+
+
 def test_no_evaluation_is_begun_after_a_signal(tmp_path):
     evaluations = []
     evaluate = hooks.EvalHook(STOP_AT + 1, lambda: evaluations.append(1))

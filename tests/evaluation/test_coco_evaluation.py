@@ -430,6 +430,14 @@ class TestGroundTruth:
         ):
             feed(COCOEvaluator(name, distributed=False)).evaluate()
 
+    @pytest.mark.parametrize("box", [0, "", False, {}])
+    def test_what_is_no_box_is_not_taken_for_a_missing_one(self, tmp_path, dataset, box):
+        content = truth()
+        content["annotations"][0]["bbox"] = box
+        name = dataset(write_truth(tmp_path / "none.json", content), thing_dataset_id_to_contiguous_id=CATEGORIES)
+        with pytest.raises(ValueError, match=r"annotation 1 of image 11 in .*none\.json has 'bbox': .*; a box is"):
+            feed(COCOEvaluator(name, distributed=False)).evaluate()
+
     def test_proposals_need_upright_boxes(self, tmp_path, dataset):
         content = truth()
         del content["annotations"][0]["bbox"]

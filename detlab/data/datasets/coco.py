@@ -256,7 +256,7 @@ def convert_to_coco_dict(dataset_name: str) -> dict[str, Any]:
         ValueError: an image has no ``file_name``, ``width`` or ``height``; or an annotation is not in the standard
             format.
     """
-    dicts = DatasetCatalog.get(dataset_name)
+    dicts = list(DatasetCatalog.get(dataset_name))
     check_standard_format(dicts, dataset_name)
     metadata = MetadataCatalog.get(dataset_name)
     original_id = _original_ids(metadata)

@@ -12,7 +12,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterable
 from functools import partial
-from itertools import chain, repeat
+from itertools import chain, compress, repeat
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -279,7 +279,7 @@ def _check_areas(annotations: Entries) -> None:
 
 def _check_boxes(annotations: Entries, sizes: np.ndarray, drop: _Drop, for_evaluation: bool) -> None:
     values = annotations.column("bbox")
-    is_there = np.array([not for_evaluation or bool(box) for box in values], dtype=bool)
+    is_there = np.array([not for_evaluation or (box is not None and box != []) for box in values], dtype=bool)
     boxes = _numbers_of_boxes(annotations, values, is_there)
     with np.errstate(invalid="ignore"):
         is_wrong = ~(np.abs(boxes) <= MAX_COORDINATE).all(axis=1) | (boxes[:, 2:4] < 0).any(axis=1)
@@ -309,7 +309,7 @@ def _is_outside(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
 def _numbers_of_boxes(annotations: Entries, values: list[Any], is_there: np.ndarray) -> np.ndarray:
     """(N, D) float64; NaN where there is none."""
-    boxes = values if is_there.all() else [box for box in values if box]
+    boxes = list(compress(values, is_there.tolist()))
     lengths = set(map(len, boxes)) if set(map(type, boxes)) <= {list} else {0}
     are_right = lengths <= set(BOX_LENGTHS) and len(lengths) <= 1
     if not are_right or not set(map(type, chain.from_iterable(boxes))) <= {int, float}:

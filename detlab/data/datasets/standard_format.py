@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping
 from itertools import chain
 from numbers import Real
 from typing import Any
@@ -19,7 +19,7 @@ def check_standard_format(dataset_dicts: Any, dataset_name: str) -> None:
     """Looks over a loaded dataset before it is counted and filtered; values that need the image are not looked at.
 
     Args:
-        dataset_dicts: what the dataset's function returned.
+        dataset_dicts: what the dataset's function returned, a list or another collection.
         dataset_name: for messages.
 
     Raises:
@@ -28,11 +28,10 @@ def check_standard_format(dataset_dicts: Any, dataset_name: str) -> None:
             numbers, or an ``iscrowd`` that is not 0 or 1. The message names the dataset, the image and the value.
     """
     source = f"dataset {dataset_name!r}"
-    images = Entries(dataset_dicts, "image", source)
+    is_collection = isinstance(dataset_dicts, Collection) and not isinstance(dataset_dicts, (str, Mapping))
+    images = Entries(list(dataset_dicts) if is_collection else dataset_dicts, "image", source)
     listed = [own for own in images.column("annotations") if own is not None]
-    flat = list(chain.from_iterable(own for own in listed if isinstance(own, (list, tuple))))
-    is_list = all(type(own) is list for own in listed)
-    if is_list and set(map(type, flat)) <= {dict} and _are_right(flat):
+    if set(map(type, listed)) <= {list} and _are_right(list(chain.from_iterable(listed))):
         return
     for image in images.all:
         if image.get("annotations") is not None:
@@ -43,18 +42,22 @@ def _name_of(image: dict[str, Any]) -> str:
     return shown(image.get("file_name", image.get("image_id", image)))
 
 
-def _are_right(objects: Sequence[dict[str, Any]]) -> bool:
+def _are_right(objects: list[Any]) -> bool:
     """Whether nothing is odd; a False asks for a closer look."""
-    boxes: list[Any] = [obj.get("bbox") for obj in objects]
-    crowds = [obj.get("iscrowd", 0) for obj in objects]
+    if not set(map(type, objects)) <= {dict}:
+        return False
+    entries = Entries(objects, "annotation", "")
+    boxes = entries.column("bbox")
+    if not set(map(type, boxes)) <= {list} or not set(map(len, boxes)) <= set(BOX_LENGTHS):
+        return False
+    crowds = entries.column("iscrowd")
     return (
-        set(map(type, [obj.get("category_id") for obj in objects])) <= {int}
-        and set(map(type, boxes)) <= {list}
-        and set(map(len, boxes)) <= set(BOX_LENGTHS)
+        set(map(type, entries.column("category_id"))) <= {int}
         and set(map(type, chain.from_iterable(boxes))) <= {int, float}
-        and all("bbox_mode" in obj for obj in objects)
-        and set(map(type, crowds)) <= {int}
-        and set(crowds) <= {0, 1}
+        and None not in entries.column("bbox_mode")
+        and set(map(type, crowds)) <= {int, type(None)}
+        and set(crowds) <= {0, 1, None}
+        and (None not in crowds or not any(obj.get("iscrowd", 0) is None for obj in objects))
     )
 
 

@@ -201,7 +201,7 @@ def _as_detections(image: dict[str, Any], has_masks: bool) -> Instances:
     nowhere = [0.0] * 3 * NUM_KEYPOINTS
     points = [obj.get("keypoints", nowhere) for obj in objects]
     points = [own if len(own) == len(nowhere) else nowhere for own in points]
-    detections.pred_keypoints = torch.tensor(points, dtype=torch.float32).reshape(len(objects), -1, 3)
+    detections.pred_keypoints = torch.tensor(points, dtype=torch.float32).reshape(-1, NUM_KEYPOINTS, 3)
     if has_masks:
         detections.pred_masks = torch.ones(len(objects), *detections.image_size, dtype=torch.bool)
     return detections

@@ -1,3 +1,5 @@
+from collections import deque
+
 import numpy as np
 import pytest
 import torch
@@ -20,6 +22,7 @@ def image(**changes):
         [{"file_name": "a.jpg"}],
         [{"file_name": "a.jpg", "annotations": None}],
         (image(), image(iscrowd=True)),
+        deque([image()]),
         [image(category_id=np.int64(2), bbox=np.zeros(4), iscrowd=np.uint8(1))],
         [image(category_id=torch.tensor(2), bbox=torch.zeros(5), segmentation=[[1, 2, 3]])],
         [image(bbox=(np.float32(1), 2, 3, 4), bbox_mode=1)],
@@ -34,6 +37,8 @@ def test_what_users_give_and_the_rest_can_work_with_passes(dataset):
     ("dataset", "message"),
     [
         (None, "dataset 'mine' should be a list of images, but is None"),
+        ("a.jpg", "should be a list of images, but is 'a.jpg'"),
+        (iter([]), "should be a list of images, but is <list_iterator"),
         ({"a": 1}, "should be a list of images, but is {'a': 1}"),
         ([image(), "a.jpg"], "image number 1 of dataset 'mine' should be an object .* but is 'a.jpg'"),
         (
@@ -51,6 +56,7 @@ def test_what_users_give_and_the_rest_can_work_with_passes(dataset):
         ([image(bbox_mode=...)], "has no 'bbox_mode'; say what the numbers"),
         ([image(iscrowd="0")], "'iscrowd': '0'"),
         ([image(iscrowd=2)], "'iscrowd': 2"),
+        ([image(iscrowd=None)], "'iscrowd': None"),
     ],
 )
 def test_what_would_end_in_a_key_error_later_is_refused_with_the_image(dataset, message):
