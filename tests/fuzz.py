@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import random
 import sys
 import tempfile
@@ -144,6 +145,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="where cases are kept; a temporary one by default")
     args = parser.parse_args()
+    # Warnings of thousands of odd files are of no use to anybody.
+    logging.disable()
     target = importlib.import_module(TARGETS[args.target]).TARGET
     folder = args.folder or Path(tempfile.mkdtemp(prefix="detlab-fuzz-"))
     folder.mkdir(parents=True, exist_ok=True)

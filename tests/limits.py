@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import sys
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -65,10 +66,8 @@ def _run(sending: Any, call: Callable[..., Any], args: tuple, more_bytes: int) -
     faulthandler.disable()
     # Threads of the parent's pools do not exist here; a library that waits for them would wait for ever.
     os.environ["OMP_NUM_THREADS"] = "1"
-    with contextlib.suppress(ImportError):
-        import torch
-
-        torch.set_num_threads(1)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
     _forget_peak()
     before = _memory("VmRSS")
     limit = _memory("VmData") + more_bytes

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import multiprocessing
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -266,6 +268,10 @@ class _Children:
             if process.is_alive():
                 process.kill()
                 process.join()
+        # Through them torch is told of failures; it leaves them.
+        for error_file in getattr(self._context, "error_files", ()):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(error_file)
 
     @property
     def _processes(self) -> list[Any]:
@@ -293,14 +299,25 @@ def _child(
     if kind == "cpu":
         _share_cores(per_machine)
     place = _Place(first_rank + local_rank, local_rank, world_size, per_machine, kind)
-    _run(place, url, timeout, main_func, args)
+    try:
+        _run(place, url, timeout, main_func, args)
+    except Exception:
+        if not _is_orphan():
+            raise
+        # Torch would leave a file with the traceback, for a parent that reads it no more.
+        logger.exception("this process stops, as the one that started it has gone:")
+        sys.exit(1)
+
+
+def _is_orphan() -> bool:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    return os.getppid() != parent.pid
 
 
 def _end_with_parent() -> None:
     """Stop this process as a signal does when its parent has gone without a word, and a while later in any case."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    while os.getppid() == parent.pid:
+    while not _is_orphan():
         time.sleep(1)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(_SECONDS_TO_STOP)

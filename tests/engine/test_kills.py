@@ -1,6 +1,7 @@
 """Runs that are killed at random moments, resumed, and compared with one that was left in peace: all is the same."""
 
 import contextlib
+import itertools
 import os
 import random
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -168,22 +170,24 @@ def temporary():
 
 
 def undisturbed_state(tmp_path, temporary, project_root, case):
-    program = Program(tmp_path / "undisturbed", temporary, case, project_root)
+    # Workers change nothing, either.
+    program = Program(tmp_path / "undisturbed", temporary, case._replace(num_workers=0), project_root)
     assert program.wait() == 0, program.stderr
     return final_state(program.folder)
 
 
-def kill_and_resume(tmp_path, temporary, project_root, case, kills):
-    """Runs in one folder after another, each resumed until it is through, with ``kills`` on the way."""
+def kill_and_resume(tmp_path, temporary, project_root, case, kills, num_hits):
+    """Runs in one folder after another, each resumed until it is through, until so many of ``kills`` hit a program."""
     expected = undisturbed_state(tmp_path, temporary, project_root, case)
-    waiting, number = list(kills), 0
-    while waiting:
-        number += 1
+    hits: Counter[signal.Signals] = Counter()
+    for number in itertools.count(1):
+        if hits.total() >= num_hits:
+            return hits
         seen: set[int] = set()
         status = None
         while status != 0:
             program = Program(tmp_path / f"killed_{number}", temporary, case, project_root, "--resume")
-            kill = waiting.pop(0) if waiting else None
+            kill = next(kills) if hits.total() < num_hits else None
             was_hit = kill is not None and program.kill(kill)
             seen.update(program.living())
             status = program.wait()
@@ -191,27 +195,31 @@ def kill_and_resume(tmp_path, temporary, project_root, case, kills):
             assert status in allowed, (case, kill, status, program.stderr)
             # Python's own end by a signal prints where it was.
             assert status < 0 or "Traceback" not in program.stderr, (case, kill, status, program.stderr)
-            if kill is not None and not was_hit:
-                waiting.append(kill._replace(seconds=kill.seconds / 2))
+            if was_hit:
+                hits[kill.signal_number] += 1
         assert_same(final_state(program.folder), expected)
         assert_nothing_is_left(program, seen)
 
 
-def random_kill(rng, number):
-    return Kill(SIGNALS[number % 3], rng.random() < 0.25, rng.uniform(0, 3), number % 2 == 0 and rng.random() < 0.5)
+def random_kills(rng):
+    """Signals in turn, without end."""
+    for number in itertools.count():
+        to_all = number % 2 == 0 and rng.random() < 0.5
+        yield Kill(SIGNALS[number % 3], rng.random() < 0.25, rng.uniform(0, 3), to_all)
 
 
 def test_runs_killed_in_training_end_as_if_they_had_not_been_and_leave_nothing(
     _pictures, tmp_path, temporary, project_root
 ):
     to_all = {signal.SIGKILL: False, signal.SIGTERM: True, signal.SIGINT: True}
-    kills = [Kill(number, False, random.uniform(0, 0.3), to_all[number]) for number in SIGNALS]
-    kill_and_resume(tmp_path, temporary, project_root, Case(num_processes=1, num_workers=2), kills)
+    kills = (Kill(number, False, random.uniform(0, 0.3), to_all[number]) for number in itertools.cycle(SIGNALS))
+    case = Case(num_processes=1, num_workers=2)
+    assert kill_and_resume(tmp_path, temporary, project_root, case, kills, num_hits=3).total() == 3
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", [Case(1, 0), Case(1, 2), Case(2, 0), Case(2, 2)], ids=str)
 def test_many_kills_at_any_moment_change_nothing_and_leave_nothing(_pictures, tmp_path, temporary, project_root, case):
-    rng = random.Random(repr(case))
-    kills = [random_kill(rng, number) for number in range(-(-NUM_KILLS // 4))]
-    kill_and_resume(tmp_path, temporary, project_root, case, kills)
+    kills = random_kills(random.Random(repr(case)))
+    hits = kill_and_resume(tmp_path, temporary, project_root, case, kills, num_hits=-(-NUM_KILLS // 4))
+    print(f"{case}: {', '.join(f'{count} {number.name}' for number, count in hits.items())} hit a running program")

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
@@ -51,14 +52,17 @@ def test_two_processes_know_their_places(two_processes):
         assert place == {"world": 2, "local_rank": rank, "local_size": 2, "backend": "gloo", "sum": 3}
 
 
-def test_a_process_that_fails_takes_the_others_down_and_its_traceback_comes_here(tmp_path):
+def test_a_process_that_fails_takes_the_others_down_and_its_traceback_comes_here(tmp_path, monkeypatch):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     begun = time.monotonic()
     with pytest.raises(torch.multiprocessing.ProcessRaisedException) as caught:
         launch(mains.fail_in_rank_1, 2, args=(str(tmp_path),), device="cpu")
     assert "the trouble with rank 1" in str(caught.value)
     assert "fail_in_rank_1" in str(caught.value)
     assert time.monotonic() - begun < 50
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["temporary"]
+    assert list((tmp_path / "temporary").iterdir()) == []
 
 
 def test_two_processes_with_half_the_batch_train_like_one(two_processes, tmp_path):
