@@ -10,6 +10,7 @@ import inspect
 import itertools
 import logging
 import os
+import re
 import sys
 import tempfile
 import weakref
@@ -430,6 +431,8 @@ class DefaultTrainer(TrainerBase):
                 parameters have other shapes.
         """
         resumes = resume and self.checkpointer.has_checkpoint()
+        if resume and not resumes:
+            self._refuse_to_replace_checkpoints()
         if not resume and self.checkpointer.has_checkpoint():
             logger.warning(
                 f"{self.cfg.OUTPUT_DIR} has checkpoints of an earlier run, which this one will replace; "
@@ -441,6 +444,18 @@ class DefaultTrainer(TrainerBase):
         if resumes and self.iter < 0:
             logger.warning("the last checkpoint holds no state of a trainer: its weights are used from iteration 0 on")
         self.start_iter = self.iter + 1 if resumes else 0
+
+    def _refuse_to_replace_checkpoints(self) -> None:
+        """A run that is to go on, and cannot tell from where, must not begin anew over what it had saved."""
+        if not PathManager.isdir(self.cfg.OUTPUT_DIR):
+            return
+        names = sorted(os.path.basename(path) for path in self.checkpointer.get_all_checkpoint_files())
+        names = [name for name in names if re.fullmatch(r"model_(\d+|final)\.pth", name)]
+        if names:
+            raise FileNotFoundError(
+                f"{self.cfg.OUTPUT_DIR} has checkpoints ({', '.join(names[-5:])}) but no last_checkpoint, so there "
+                "is no telling from which to go on: write the name of one into it, or start without --resume"
+            )
 
     def build_hooks(self) -> list[HookBase | None]:
         """The hooks, in the order in which they run; each stands where it does for a reason."""

@@ -329,3 +329,13 @@ def test_a_module_that_is_not_there_is_refused(command, run_tool):
 def test_flags_behind_settings_are_refused(command, run_tool):
     with pytest.raises(ValueError, match="--resume"):
         run_tool([*command("a"), "--resume", "1"])
+
+
+def test_a_run_whose_last_checkpoint_is_not_named_is_not_begun_anew(command, run_tool):
+    run_tool(command("run"))
+    folder = Path(command("run")[command("run").index("OUTPUT_DIR") + 1])
+    (folder / "last_checkpoint").unlink()
+    before = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.pth")}
+    with pytest.raises(FileNotFoundError, match=r"has checkpoints .*model_final.* but no last_checkpoint"):
+        run_tool(command("run", "--resume"))
+    assert {path.name: path.stat().st_mtime_ns for path in folder.glob("*.pth")} == before
