@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from detlab.layers.losses import ciou_loss, diou_loss, giou_loss, smooth_l1_loss
+from detlab.modeling.packing import pack
 from detlab.structures.boxes import Boxes
 
 __all__ = ["Box2BoxTransform", "Box2BoxTransformLinear", "Box2BoxTransformRotated", "box_regression_loss"]
@@ -149,6 +150,7 @@ def box_regression_loss(
     src_boxes: Tensor,
     target_boxes: Tensor,
     smooth_l1_beta: float = 0.0,
+    counts: Tensor | None = None,
 ) -> Tensor:
     """The summed loss of R matched boxes.
 
@@ -159,18 +161,36 @@ def box_regression_loss(
         src_boxes: (R, 4) xyxy.
         target_boxes: (R, 4) xyxy.
         smooth_l1_beta: where the smooth L1 loss turns from a parabola into a line; 0 is plain L1.
+        counts: (R,) bool, the rows that take part, whatever numbers the others hold; None for all.
 
     Raises:
         ValueError: if the loss type is unknown.
     """
+    if counts is not None:
+        # An offset from a box of no size is infinite, and infinity times a weight of 0 is no number.
+        unit = _unit_box(src_boxes)
+        src_boxes, target_boxes = (torch.where(counts[:, None], b, unit) for b in (src_boxes, target_boxes))
+        pred_deltas = pred_deltas.masked_fill(~counts[:, None], 0.0)
+    losses = _box_losses(box2box_transform, loss_type, pred_deltas, src_boxes, target_boxes, smooth_l1_beta)
+    return (losses if counts is None else losses.masked_fill(~counts, 0.0)).sum()
+
+
+def _unit_box(like: Tensor) -> Tensor:
+    """(D,): a box of side 1 at the origin, as corners or, with five numbers, as center and sides."""
+    place = torch.arange(like.shape[1], device=like.device)
+    return ((place == 2) | (place == 3)).to(like.dtype)
+
+
+def _box_losses(transform, loss_type: str, pred_deltas, src_boxes, target_boxes, smooth_l1_beta: float) -> Tensor:
+    """(R,)."""
     if loss_type == "smooth_l1":
-        targets = box2box_transform.get_deltas(src_boxes, target_boxes)
-        return smooth_l1_loss(pred_deltas, targets, beta=smooth_l1_beta, reduction="sum")
+        targets = transform.get_deltas(src_boxes, target_boxes)
+        return smooth_l1_loss(pred_deltas, targets, beta=smooth_l1_beta, reduction="none").sum(dim=1)
     overlap_losses = {"giou": giou_loss, "diou": diou_loss, "ciou": ciou_loss}
     if loss_type not in overlap_losses:
         raise ValueError(f"box regression loss '{loss_type}' is unknown; use smooth_l1, {', '.join(overlap_losses)}")
-    decoded = box2box_transform.apply_deltas(pred_deltas, src_boxes)
-    return overlap_losses[loss_type](decoded, target_boxes, reduction="sum")
+    decoded = transform.apply_deltas(pred_deltas, src_boxes)
+    return overlap_losses[loss_type](decoded, target_boxes, reduction="none")
 
 
 def dense_box_regression_loss(
@@ -184,8 +204,6 @@ def dense_box_regression_loss(
 ) -> Tensor:
     """The summed regression loss of the anchors that matched an object.
 
-    Only those anchors are gathered and encoded: they are a few hundred of a few hundred thousand.
-
     Args:
         anchors: one :class:`Boxes` for each feature level.
         box2box_transform: how offsets move anchors.
@@ -195,13 +213,15 @@ def dense_box_regression_loss(
         box_reg_loss_type: see :func:`box_regression_loss`.
         smooth_l1_beta: see :func:`box_regression_loss`.
     """
-    image, anchor = fg_mask.nonzero(as_tuple=True)
-    all_anchors = torch.cat([a.tensor for a in anchors])
+    all_anchors = torch.cat([a.tensor for a in anchors]).expand(len(fg_mask), -1, -1)
+    deltas, targets = torch.cat(pred_anchor_deltas, dim=1), torch.stack(list(gt_boxes))
+    counts, deltas, sources, targets = pack(fg_mask, deltas, all_anchors, targets)
     return box_regression_loss(
         box2box_transform,
         box_reg_loss_type,
-        pred_deltas=torch.cat(pred_anchor_deltas, dim=1)[image, anchor],
-        src_boxes=all_anchors[anchor],
-        target_boxes=torch.stack(gt_boxes)[image, anchor],
+        pred_deltas=deltas,
+        src_boxes=sources,
+        target_boxes=targets,
         smooth_l1_beta=smooth_l1_beta,
+        counts=counts,
     )

@@ -58,6 +58,22 @@ class Matcher:
             self.set_low_quality_matches_(match_labels, match_quality_matrix)
         return matches, match_labels
 
+    def match_batch(self, objects: Tensor, object_valid: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Match the boxes of a batch. (interim)"""
+        from detlab.structures.boxes import box_iou
+
+        overlaps = torch.stack([box_iou(own, boxes[min(i, len(boxes) - 1)]) for i, own in enumerate(objects)])
+        overlaps = torch.where(object_valid[:, :, None], overlaps, torch.zeros((), device=overlaps.device))
+        best, matches = overlaps.max(dim=1)
+        labels = torch.full_like(matches, self.labels[0])
+        for cut, label in zip(self.thresholds[1:-1], self.labels[1:]):
+            labels = torch.where(best >= cut, label, labels)
+        if self.allow_low_quality_matches:
+            best_of_gt = overlaps.amax(dim=2, keepdim=True)
+            is_best = (overlaps == best_of_gt) & (best_of_gt > 0)
+            labels = labels.masked_fill(is_best.any(dim=1), 1)
+        return matches, labels.to(torch.int8)
+
     def set_low_quality_matches_(self, match_labels: Tensor, match_quality_matrix: Tensor) -> None:
         """Label 1, in place, every prediction that ties for the best overlap of some ground truth.
 

@@ -5,13 +5,15 @@ Shapes: N images, L feature levels, C channels, R boxes of the whole batch, h x 
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from detlab.layers import _ops
+from detlab.modeling.packing import by_group
 from detlab.structures.boxes import Boxes
-from detlab.structures.rotated_boxes import RotatedBoxes
+from detlab.structures.object_batch import padded
 
 __all__ = ["ROIPooler", "assign_boxes_to_levels", "convert_boxes_to_pooler_format", "levels_of_areas"]
 
@@ -102,31 +104,35 @@ class ROIPooler(nn.Module):
         scales = ", ".join(f"1/{round(1 / s)}" for s in self.scales)
         return f"{self.pooler_type}, output_size={self.output_size}, scales=({scales})"
 
-    def forward(self, x: list[Tensor], box_lists: list[Boxes]) -> Tensor:
+    @padded
+    def forward(self, x: list[Tensor], box_lists: list[Boxes] | Tensor) -> Tensor:
         """Pool the boxes of all images.
 
         Args:
             x: one feature map (N, C, Hl, Wl) for each scale.
-            box_lists: N :class:`Boxes` or :class:`RotatedBoxes`, in pixels of the image.
+            box_lists: N :class:`Boxes` or :class:`RotatedBoxes`, in pixels of the image; or regions as
+                :func:`convert_boxes_to_pooler_format` makes them of such.
 
         Returns:
             (R, C, h, w), image by image.
 
         Raises:
-            ValueError: if the numbers of maps or of images do not fit.
+            ValueError: if the numbers of maps or of images do not fit, or these are not the boxes of the pooler's type.
         """
         if len(x) != len(self.scales):
             raise ValueError(f"the pooler has {len(self.scales)} scales but was given {len(x)} feature maps")
+        if isinstance(box_lists, Tensor):
+            return self.pool(x, box_lists)
         if len(box_lists) != x[0].shape[0]:
             raise ValueError(f"boxes of {len(box_lists)} images came with features of {x[0].shape[0]}")
-        rotated = any(isinstance(boxes, RotatedBoxes) for boxes in box_lists)
-        if rotated != (self.pooler_type == "ROIAlignRotated"):
-            kind = "rotated" if rotated else "axis-aligned"
-            raise ValueError(f"{self.pooler_type} cannot pool {kind} boxes; set POOLER_TYPE to the one that can")
         return self.pool(x, convert_boxes_to_pooler_format(box_lists))
 
     def pool(self, features: list[Tensor], rois: Tensor) -> Tensor:
         """Pool ``rois`` (R, 5) [image, xyxy], or (R, 6) rotated, from ``features`` (N, C, Hl, Wl) -> (R, C, h, w)."""
+        is_rotated = self.pooler_type == "ROIAlignRotated"
+        if rois.shape[1] != (6 if is_rotated else 5):
+            kind = "axis-aligned" if is_rotated else "rotated"
+            raise ValueError(f"{self.pooler_type} cannot pool {kind} boxes; set POOLER_TYPE to the one that can")
         rois = rois.to(features[0].dtype) if self.pooler_type == "ROIPool" else rois
         levels = self._levels_of(rois)
         if self.pooler_type in ("ROIAlign", "ROIAlignV2"):
@@ -136,11 +142,8 @@ class ROIPooler(nn.Module):
             )  # fmt: skip
         if len(features) == 1:
             return self._pool_one_level(features[0], rois, self.scales[0])
-        pooled = features[0].new_zeros((len(rois), features[0].shape[1], *self.output_size))
-        for level, (feature, scale) in enumerate(zip(features, self.scales)):
-            chosen = (levels == level).nonzero().squeeze(1)
-            pooled = pooled.index_put((chosen,), self._pool_one_level(feature, rois[chosen], scale))
-        return pooled
+        pools = [partial(self._pool_one_level, f, scale=scale) for f, scale in zip(features, self.scales)]
+        return by_group(levels, pools, rois)
 
     def _levels_of(self, rois: Tensor) -> Tensor:
         if self.pooler_type == "ROIAlignRotated":

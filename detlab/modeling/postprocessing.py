@@ -1,12 +1,24 @@
 """From the network's picture of an image to the image as the user gave it."""
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor
 
 from detlab.structures.instances import Instances
 from detlab.structures.masks import ROIMasks
 
-__all__ = ["detector_postprocess", "sem_seg_postprocess"]
+__all__ = ["detector_postprocess", "postprocess_each", "sem_seg_postprocess"]
+
+
+def postprocess_each(
+    results: Sequence[Instances], batched_inputs: Sequence[dict], image_sizes: Sequence[tuple[int, int]]
+) -> list[Instances]:
+    """:func:`detector_postprocess` of each image, at the ``height`` and ``width`` that its input wants."""
+    return [
+        detector_postprocess(result, item.get("height", size[0]), item.get("width", size[1]))
+        for result, item, size in zip(results, batched_inputs, image_sizes)
+    ]
 
 
 def detector_postprocess(

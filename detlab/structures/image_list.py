@@ -20,10 +20,10 @@ class ImageList:
 
     Attributes:
         tensor: (N, C, H, W) or (N, H, W).
-        image_sizes: (h, w) of each image.
+        image_sizes: (h, w) of each image; inside a compiled or exported model a (N, 2) tensor.
     """
 
-    def __init__(self, tensor: Tensor, image_sizes: list[tuple[int, int]]) -> None:
+    def __init__(self, tensor: Tensor, image_sizes: list[tuple[int, int]] | Any) -> None:
         self.tensor = tensor
         self.image_sizes = image_sizes
 

@@ -6,6 +6,8 @@ from PIL import Image
 from detlab.export import FixedSizeRCNN
 from detlab.model_zoo import get_config
 from detlab.modeling import build_model
+from detlab.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
+from detlab.structures.keypoints import heatmaps_to_keypoints
 from tests.modeling.tiny import tiny_config
 
 
@@ -109,7 +111,50 @@ def test_r50_fpn_of_the_zoo_exports_without_a_break_and_equals_the_instances_pat
 
 
 def test_a_model_without_a_tensor_core_is_refused_in_words():
-    with pytest.raises(TypeError, match="needs a GeneralizedRCNN as model, got ProposalNetwork"):
-        FixedSizeRCNN(build_model(tiny_config("ProposalNetwork")))
-    with pytest.raises(TypeError, match="keypoints"):
-        FixedSizeRCNN(build_model(tiny_config(keypoints=True)))
+    with pytest.raises(TypeError, match="SemanticSegmentor has no tensor core"):
+        FixedSizeRCNN(build_model(tiny_config("SemanticSegmentor")))
+
+
+def test_the_core_of_a_keypoint_model_gives_heat_maps_that_peak_where_the_keypoints_are(shared_dir):
+    torch.manual_seed(0)
+    model, images = build_model(tiny_config(keypoints=True)).eval(), real_images(shared_dir, 2)
+    with torch.no_grad():
+        fixed = FixedSizeRCNN(model)(images)
+        instances = model.inference([{"image": image} for image in images], do_postprocess=False)
+    for n, own in enumerate(instances):
+        count = fixed.counts[n]
+        points = heatmaps_to_keypoints(fixed.keypoint_heatmaps[n, :count], fixed.boxes[n, :count])
+        assert len(own) == count > 0
+        assert torch.allclose(own.pred_keypoints, points[:, :, [0, 1, 3]], atol=1e-3)
+
+
+def test_the_core_of_a_proposal_network_gives_its_proposals(shared_dir):
+    torch.manual_seed(0)
+    model, images = build_model(tiny_config("ProposalNetwork")).eval(), real_images(shared_dir, 1)
+    with torch.no_grad():
+        fixed = FixedSizeRCNN(model)(images)
+        found = model([{"image": images[0]}])[0]["proposals"]
+    assert len(found) == fixed.counts[0] > 0
+    assert torch.allclose(found.proposal_boxes.tensor, fixed.boxes[0, : len(found)], atol=1e-3)
+
+
+class ScoresHalved(FastRCNNOutputLayers):
+    """As users write it: overrides a stage, and knows of lists only."""
+
+    def inference(self, predictions, proposals):
+        found, rows = super().inference(predictions, proposals)
+        for own in found:
+            own.scores = own.scores / 2
+        return found, rows
+
+
+def test_a_part_that_overrides_a_stage_is_refused_by_name_and_works_in_the_model(shared_dir):
+    model, images = make_model(masks=True), real_images(shared_dir, 1)
+    with torch.no_grad():
+        before = model.inference([{"image": images[0]}])[0]["instances"]
+        model.roi_heads.box_predictor.__class__ = ScoresHalved
+        after = model.inference([{"image": images[0]}])[0]["instances"]
+    assert len(before) > 0 and torch.allclose(after.scores, before.scores / 2)
+    assert torch.equal(after.pred_masks, before.pred_masks)
+    with pytest.raises(TypeError, match=r"ScoresHalved\.inference takes lists of Instances"):
+        FixedSizeRCNN(model)

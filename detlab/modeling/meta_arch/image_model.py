@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from detlab.modeling.backbone.backbone import Backbone
 from detlab.modeling.backbone.build import build_backbone
+from detlab.modeling.suppression import sizes_tensor
 from detlab.structures.image_list import ImageList
-from detlab.structures.instances import Instances
+from detlab.structures.object_batch import ObjectBatch, batch_on_device
 
 __all__ = ["ImageModel", "ground_truth_of", "image_model_settings"]
 
@@ -43,17 +44,33 @@ class ImageModel(nn.Module):
         return self.pixel_mean.device
 
     def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
-        """Normalise the images and pad them to one size, with zeros, to the right and below.
+        """Pad the images to one size, to the right and below, and normalise them; the padding is zeros.
 
         Args:
             batched_inputs: each with ``image``, (C, Hi, Wi) in the channel order and range of ``pixel_mean``.
         """
-        images = [
-            (x["image"].to(self.device, non_blocking=True) - self.pixel_mean) / self.pixel_std for x in batched_inputs
-        ]
-        return ImageList.from_tensors(
-            images, self.backbone.size_divisibility, padding_constraints=self.backbone.padding_constraints
-        )
+        images = ImageList.from_tensors(
+            [x["image"] for x in batched_inputs],
+            self.backbone.size_divisibility,
+            padding_constraints=self.backbone.padding_constraints,
+        ).to(self.device, non_blocking=True)
+        if all(size == images.tensor.shape[-2:] for size in images.image_sizes):
+            return ImageList((images.tensor - self.pixel_mean) / self.pixel_std, images.image_sizes)
+        sizes = sizes_tensor(images.image_sizes, self.pixel_mean)
+        return ImageList(self.normalize(images.tensor, sizes), images.image_sizes)
+
+    def normalize(self, images: Tensor, image_sizes: Tensor) -> Tensor:
+        """What the backbone sees of padded images: of zero mean, with zeros in the padding.
+
+        Args:
+            images: (N, C, H, W).
+            image_sizes: (N, 2), height and width of the part that is the image.
+        """
+        normalized = (images - self.pixel_mean) / self.pixel_std
+        height, width = images.shape[-2:]
+        below = torch.arange(height, device=images.device) >= image_sizes[:, 0:1]
+        right = torch.arange(width, device=images.device) >= image_sizes[:, 1:2]
+        return normalized.masked_fill((below[:, :, None] | right[:, None, :]).unsqueeze(1), 0.0)
 
 
 def image_model_settings(cfg) -> dict:
@@ -65,8 +82,8 @@ def image_model_settings(cfg) -> dict:
     }
 
 
-def ground_truth_of(batched_inputs: list[dict], device) -> list[Instances] | None:
-    """The ``instances`` of each input on the device, or None if the inputs have none."""
+def ground_truth_of(batched_inputs: list[dict], device: torch.device) -> ObjectBatch | None:
+    """The ``instances`` of each input as one batch on the device, or None if the inputs have none."""
     if "instances" not in batched_inputs[0]:
         return None
-    return [x["instances"].to(device) for x in batched_inputs]
+    return batch_on_device([x["instances"] for x in batched_inputs], device)

@@ -4,7 +4,8 @@ An input is a dict with ``image`` (C, H, W); in training also ``instances`` with
 are the size wanted of the result, by default the image's; ``proposals`` serve where no generator makes them.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,23 +14,44 @@ from detlab.config.config import configurable
 from detlab.modeling.backbone.backbone import Backbone
 from detlab.modeling.meta_arch.build import META_ARCH_REGISTRY
 from detlab.modeling.meta_arch.image_model import ImageModel, ground_truth_of, image_model_settings
-from detlab.modeling.postprocessing import detector_postprocess
+from detlab.modeling.postprocessing import postprocess_each
 from detlab.modeling.proposal_generator.build import build_proposal_generator
 from detlab.modeling.roi_heads.roi_heads import build_roi_heads
 from detlab.structures.image_list import ImageList
 from detlab.structures.instances import Instances
-from detlab.utils.events import get_event_storage, has_event_storage
+from detlab.structures.object_batch import batch_on_device, notes_of
+from detlab.utils.events import get_event_storage, has_event_storage, log_scalars
 from detlab.utils.image import convert_image_to_rgb
 
-__all__ = ["GeneralizedRCNN", "ProposalNetwork"]
+__all__ = ["FixedSizeOutput", "FixedSizeProposals", "GeneralizedRCNN", "ProposalNetwork", "TrainingStep"]
 
 
-def _postprocess(results: list[Instances], batched_inputs: list[dict], images: ImageList) -> list[Instances]:
-    """Each image's results at the size its input wants."""
-    return [
-        detector_postprocess(result, item.get("height", size[0]), item.get("width", size[1]))
-        for result, item, size in zip(results, batched_inputs, images.image_sizes)
-    ]
+class TrainingStep(NamedTuple):
+    """What a training forward gives."""
+
+    losses: dict[str, Tensor]
+    proposals: Sequence[Instances]
+    measured: dict[str, Any]  # statistics by name, 0-dim tensors or numbers
+    pictures: dict[str, Tensor] | None  # (C, H, W) by name, None if not asked for
+
+
+class FixedSizeProposals(NamedTuple):
+    """P boxes for each image, best first; those from ``counts`` on are padding, with zeros."""
+
+    boxes: Tensor  # (N, P, 4) xyxy in pixels of the input
+    logits: Tensor  # (N, P)
+    counts: Tensor  # (N,) int64
+
+
+class FixedSizeOutput(NamedTuple):
+    """D entries for each image, best first; those from ``counts`` on are padding, with zeros."""
+
+    boxes: Tensor  # (N, D, 4) xyxy in pixels of the input
+    scores: Tensor  # (N, D)
+    classes: Tensor  # (N, D) int64
+    counts: Tensor  # (N,) int64
+    masks: Tensor | None  # (N, D, M, M) probabilities inside each box; None for a model without masks
+    keypoint_heatmaps: Tensor | None  # (N, D, J, S, S) logits, see heatmaps_to_keypoints; None without keypoints
 
 
 @META_ARCH_REGISTRY.register()
@@ -82,7 +104,7 @@ class GeneralizedRCNN(ImageModel):
             "vis_period": cfg.VIS_PERIOD,
         }
 
-    def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict] | list[Instances]:
+    def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict] | Sequence[Instances]:
         """Losses by name in training; else of each input a dict with ``instances``, at the size it wants.
 
         Args:
@@ -99,19 +121,44 @@ class GeneralizedRCNN(ImageModel):
             raise ValueError(
                 "training needs ground truth, but the inputs have no 'instances'; is the mapper's is_train on?"
             )
+        is_shown = self.vis_period > 0 and has_event_storage() and get_event_storage().iter % self.vis_period == 0
+        step = self.compute_losses(images, targets, self._given_proposals(batched_inputs), is_shown)
+        log_scalars(**step.measured)
+        if is_shown:
+            self.visualize_training(batched_inputs, step.proposals)
+            for name, picture in (step.pictures or {}).items():
+                get_event_storage().put_image(name, picture)
+        return step.losses
+
+    def compute_losses(
+        self,
+        images: ImageList,
+        targets: Sequence[Instances],
+        given_proposals: Sequence[Instances] | None = None,
+        with_pictures: bool = False,
+    ) -> TrainingStep:
+        """The training forward, from tensors to tensors.
+
+        Args:
+            images: normalised and padded.
+            targets: N instances with ground truth.
+            given_proposals: N instances, for a model without a proposal generator.
+            with_pictures: the heads may draw what they learn from.
+        """
         features = self.backbone(images.tensor)
-        proposals, proposal_losses = self._proposals(batched_inputs, images, features, targets)
-        _, head_losses = self.roi_heads(images, features, proposals, targets)
-        if self.vis_period > 0 and has_event_storage() and get_event_storage().iter % self.vis_period == 0:
-            self.visualize_training(batched_inputs, proposals)
-        return {**head_losses, **proposal_losses}
+        proposals, proposal_losses = self._propose(images, features, given_proposals, targets)
+        notes = notes_of(proposals)
+        notes.pictures = {} if with_pictures else None
+        sampled, head_losses = self.roi_heads(images, features, proposals, targets)
+        measured = {**notes.measured, **notes_of(sampled).measured}
+        return TrainingStep({**head_losses, **proposal_losses}, proposals, measured, notes.pictures)
 
     def inference(
         self,
         batched_inputs: list[dict],
         detected_instances: list[Instances] | None = None,
         do_postprocess: bool = True,
-    ) -> list[dict] | list[Instances]:
+    ) -> list[dict] | Sequence[Instances]:
         """Detect.
 
         Args:
@@ -126,25 +173,60 @@ class GeneralizedRCNN(ImageModel):
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
         if detected_instances is None:
-            proposals, _ = self._proposals(batched_inputs, images, features, None)
+            proposals, _ = self._propose(images, features, self._given_proposals(batched_inputs), None)
             results, _ = self.roi_heads(images, features, proposals, None)
         else:
             given = [x.to(self.device) for x in detected_instances]
             results = self.roi_heads.forward_with_given_boxes(features, given)
-        if not do_postprocess:
-            return results
-        return [{"instances": result} for result in _postprocess(results, batched_inputs, images)]
+        return self._postprocess(results, batched_inputs, images.image_sizes) if do_postprocess else results
 
-    def _proposals(self, batched_inputs: list[dict], images: ImageList, features, targets):
-        """Proposals and their losses, made here or brought by the inputs."""
+    def tensor_core(self, images: Tensor, image_sizes: Tensor) -> FixedSizeOutput:
+        """:meth:`inference` from tensors to tensors of known sizes, which a compiler can follow.
+
+        Args:
+            images: (N, C, H, W), not normalised, H and W multiples of the backbone's ``size_divisibility``.
+            image_sizes: (N, 2), height and width of the part of each that is the image.
+        """
+        padded_images = ImageList(self.normalize(images, image_sizes), image_sizes)
+        features = self.backbone(padded_images.tensor)
+        proposals, _ = self._propose(padded_images, features, None, None)
+        found, _ = self.roi_heads(padded_images, features, proposals, None)
+        masks = found.tensor("pred_masks").squeeze(2) if found.has("pred_masks") else None
+        return FixedSizeOutput(
+            boxes=found.tensor("pred_boxes"),
+            scores=found.tensor("scores"),
+            classes=found.tensor("pred_classes"),
+            counts=found.valid.sum(dim=1),
+            masks=masks,
+            keypoint_heatmaps=found.tensor("pred_keypoint_heatmaps") if found.has("pred_keypoint_heatmaps") else None,
+        )
+
+    def _given_proposals(self, batched_inputs: list[dict]) -> Sequence[Instances] | None:
+        """What the inputs bring where no generator makes proposals."""
         if self.proposal_generator is not None:
-            return self.proposal_generator(images, features, targets)
+            return None
         if "proposals" not in batched_inputs[0]:
             raise ValueError("the model has no proposal generator and the inputs bring no 'proposals'; "
                              "set DATASETS.PROPOSAL_FILES_TRAIN / _TEST and MODEL.LOAD_PROPOSALS")  # fmt: skip
-        return [x["proposals"].to(self.device) for x in batched_inputs], {}
+        return batch_on_device([x["proposals"] for x in batched_inputs], self.device)
 
-    def visualize_training(self, batched_inputs: list[dict], proposals: list[Instances], max_boxes: int = 20) -> None:
+    def _propose(self, images: ImageList, features, given_proposals, targets):
+        """Proposals and their losses, made here or given."""
+        if self.proposal_generator is not None:
+            return self.proposal_generator(images, features, targets)
+        return given_proposals, {}
+
+    @staticmethod
+    def _postprocess(
+        instances: Sequence[Instances], batched_inputs: list[dict], image_sizes: Sequence[tuple[int, int]]
+    ) -> list[dict]:
+        """Each image's results at the size its input wants, as ``{"instances": ...}``."""
+        results = postprocess_each(instances, batched_inputs, image_sizes)
+        return [{"instances": result} for result in results]
+
+    def visualize_training(
+        self, batched_inputs: list[dict], proposals: Sequence[Instances], max_boxes: int = 20
+    ) -> None:
         """Put the first image with its true boxes beside the same with its best proposals into the event storage."""
         from detlab.utils.visualizer import Visualizer
 
@@ -192,5 +274,14 @@ class ProposalNetwork(ImageModel):
         features = self.backbone(images.tensor)
         proposals, losses = self.proposal_generator(images, features, targets)
         if self.training:
+            log_scalars(**notes_of(proposals).measured)
             return losses
-        return [{"proposals": result} for result in _postprocess(proposals, batched_inputs, images)]
+        return [{"proposals": own} for own in postprocess_each(proposals, batched_inputs, images.image_sizes)]
+
+    def tensor_core(self, images: Tensor, image_sizes: Tensor) -> FixedSizeProposals:
+        """The proposals as tensors of known sizes; see :meth:`GeneralizedRCNN.tensor_core`."""
+        padded_images = ImageList(self.normalize(images, image_sizes), image_sizes)
+        found, _ = self.proposal_generator(padded_images, self.backbone(padded_images.tensor), None)
+        return FixedSizeProposals(
+            found.tensor("proposal_boxes"), found.tensor("objectness_logits"), found.valid.sum(dim=1)
+        )

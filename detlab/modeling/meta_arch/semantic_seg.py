@@ -136,7 +136,7 @@ class SemSegFPNHead(nn.Module):
         )
         total = F.cross_entropy(logits, targets, reduction="sum", ignore_index=self.ignore_value)
         num_labelled = (targets != self.ignore_value).sum()
-        return {"loss_sem_seg": total / mean_over_ranks(num_labelled, total) * self.loss_weight}
+        return {"loss_sem_seg": total / mean_over_ranks(num_labelled) * self.loss_weight}
 
 
 @META_ARCH_REGISTRY.register()

@@ -17,23 +17,27 @@ from detlab.layers.shape_spec import ShapeSpec
 from detlab.layers.wrappers import Conv2d
 from detlab.modeling.anchor_generator import build_anchor_generator
 from detlab.modeling.box_regression import Box2BoxTransform, dense_box_regression_loss
+from detlab.modeling.dense_prediction import best_of_levels, flatten_cells, inside_images, label_boxes
 from detlab.modeling.feature_shapes import select_features
+from detlab.modeling.losses import masked_binary_cross_entropy
 from detlab.modeling.matcher import Matcher
 from detlab.modeling.proposal_generator.build import PROPOSAL_GENERATOR_REGISTRY
-from detlab.modeling.proposal_generator.proposal_utils import (
-    Candidates,
-    Proposals,
-    image_sizes_tensor,
-    proposals_to_instances,
-    suppress_candidates,
-)
-from detlab.modeling.sampling import subsample_labels
+from detlab.modeling.proposal_generator.proposal_utils import select_proposals
+from detlab.modeling.sampling import draw_balanced
+from detlab.modeling.suppression import sizes_tensor
 from detlab.modeling.weight_init import normal_init
-from detlab.structures.boxes import Boxes, pairwise_iou
+from detlab.structures.boxes import Boxes
 from detlab.structures.image_list import ImageList
 from detlab.structures.instances import Instances
-from detlab.utils.events import log_scalars
-from detlab.utils.memory import retry_if_cuda_oom
+from detlab.structures.object_batch import (
+    ImageSizes,
+    StepNotes,
+    as_batch,
+    gather_places,
+    padded,
+    takes_padded,
+    with_notes,
+)
 from detlab.utils.registry import Registry
 
 __all__ = ["RPN", "RPN_HEAD_REGISTRY", "StandardRPNHead", "build_rpn_head"]
@@ -50,12 +54,6 @@ def build_rpn_head(cfg, input_shape: list[ShapeSpec]) -> nn.Module:
 
 def _numbered(name: str, layers: Sequence[nn.Module]) -> list[tuple[str, nn.Module]]:
     return [(f"{name}{i}", layer) for i, layer in enumerate(layers)]
-
-
-def flatten_cells(maps: Tensor, num_values: int) -> Tensor:
-    """(N, A * D, H, W) -> (N, H * W * A, D), where D is ``num_values``."""
-    cells = maps.unflatten(1, (-1, num_values)).permute(0, 3, 4, 1, 2)  # N, H, W, A, D
-    return cells.flatten(1, 3)
 
 
 @RPN_HEAD_REGISTRY.register()
@@ -203,9 +201,10 @@ class RPN(nn.Module):
             "smooth_l1_beta": settings.SMOOTH_L1_BETA,
         }
 
+    @padded
     def forward(
-        self, images: ImageList, features: dict[str, Tensor], gt_instances: list[Instances] | None = None
-    ) -> tuple[list[Instances], dict[str, Tensor]]:
+        self, images: ImageList, features: dict[str, Tensor], gt_instances: Sequence[Instances] | None = None
+    ) -> tuple[Sequence[Instances], dict[str, Tensor]]:
         """Propose boxes, and in training measure the losses.
 
         Args:
@@ -219,20 +218,15 @@ class RPN(nn.Module):
         maps = [features[name] for name in self.in_features]
         anchors = self.anchor_generator(maps)
         logits, deltas = self.predict_anchors(maps)
-        losses = {}
+        losses, notes = {}, StepNotes()
         if self.training:
             if gt_instances is None:
                 raise ValueError("training the RPN needs gt_instances with 'gt_boxes'")
             gt_labels, gt_boxes = self.label_and_sample_anchors(anchors, gt_instances)
             losses = self.losses(anchors, logits, gt_labels, deltas, gt_boxes)
-        return self.predict_proposals(anchors, logits, deltas, images.image_sizes), losses
-
-    def propose(self, features: dict[str, Tensor], image_sizes: Tensor) -> Proposals:
-        """The tensor core of inference: maps (N, C, Hl, Wl) and sizes (N, 2) to P proposals for each image."""
-        maps = [features[name] for name in self.in_features]
-        anchors = self.anchor_generator.anchors_of_maps(maps)
-        logits, deltas = self.predict_anchors(maps)
-        return self.decode_proposals(anchors, logits, deltas, image_sizes)
+            notes.measured |= _anchor_statistics(gt_labels)
+        proposals = self.predict_proposals(anchors, logits, deltas, images.image_sizes)
+        return with_notes(proposals, notes), losses
 
     def predict_anchors(self, maps: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """L maps to L logits (N, Pl) and L offsets (N, Pl, box_dim), ordered as the anchors are."""
@@ -240,9 +234,10 @@ class RPN(nn.Module):
         box_dim = self.anchor_generator.box_dim
         return [flatten_cells(x, 1).squeeze(-1) for x in logits], [flatten_cells(x, box_dim) for x in deltas]
 
+    @padded
     @torch.no_grad()
     def label_and_sample_anchors(
-        self, anchors: list[Boxes], gt_instances: list[Instances]
+        self, anchors: list[Boxes], gt_instances: Sequence[Instances]
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Label the anchors of each image, and choose those that take part in the loss.
 
@@ -254,29 +249,27 @@ class RPN(nn.Module):
             N labels (S,) int8: 1 positive, 0 negative, -1 not in the loss; and N matched boxes (S, 4), which mean
             something only where the label is 1.
         """
-        all_anchors = type(anchors[0]).cat(anchors)
-        labelled = [self._label_image(all_anchors, target) for target in gt_instances]
-        return [labels for labels, _ in labelled], [boxes for _, boxes in labelled]
-
-    def _label_image(self, anchors: Boxes, target: Instances) -> tuple[Tensor, Tensor]:
-        overlaps = retry_if_cuda_oom(pairwise_iou)(target.gt_boxes, anchors)
-        matches, labels = retry_if_cuda_oom(self.anchor_matcher)(overlaps)
-        labels = labels.to(device=anchors.device)
+        targets = as_batch(gt_instances)
+        all_anchors = torch.cat([boxes.tensor for boxes in anchors])
+        matches, labels = label_boxes(self.anchor_matcher, all_anchors, targets)
         if self.anchor_boundary_thresh >= 0:
-            labels[~anchors.inside_box(target.image_size, self.anchor_boundary_thresh)] = -1
-        labels = self._subsample(labels)
-        if len(target) == 0:
-            return labels, torch.zeros_like(anchors.tensor)
-        return labels, target.gt_boxes.tensor[matches]
+            sizes = sizes_tensor(targets.image_sizes, all_anchors)
+            labels = labels.masked_fill(~inside_images(all_anchors, sizes, self.anchor_boundary_thresh), -1)
+        if takes_padded(self._subsample_labels):
+            labels = self._subsample_labels(labels)
+        else:
+            labels = torch.stack([self._subsample_labels(own) for own in labels])
+        return list(labels.unbind()), list(gather_places(targets.tensor("gt_boxes"), matches).unbind())
 
-    def _subsample(self, labels: Tensor) -> Tensor:
-        """The labels with -1 for every anchor that was not drawn."""
-        positive, negative = subsample_labels(labels, self.batch_size_per_image, self.positive_fraction, 0)
-        sampled = torch.full_like(labels, -1)
-        sampled[positive] = 1
-        sampled[negative] = 0
-        return sampled
+    @padded
+    def _subsample_labels(self, label: Tensor) -> Tensor:
+        """Labels (N, S), or (S,) of one image, with -1 for every anchor that was not drawn."""
+        labels = label.view(-1, label.shape[-1])
+        drawn = draw_balanced(labels, self.batch_size_per_image, self.positive_fraction, 0)
+        kept = labels.gather(1, drawn.places).masked_fill(~drawn.valid, -1)
+        return torch.full_like(labels, -1).scatter(1, drawn.places, kept).view(label.shape)
 
+    @padded
     def losses(
         self,
         anchors: list[Boxes],
@@ -294,12 +287,8 @@ class RPN(nn.Module):
             pred_anchor_deltas: L tensors (N, Pl, box_dim).
             gt_boxes: N tensors (S, box_dim).
         """
-        labels = torch.stack(gt_labels)
-        sampled = (labels >= 0).nonzero(as_tuple=True)
-        logits = torch.cat(pred_objectness_logits, dim=1)[sampled]
-        objectness = F.binary_cross_entropy_with_logits(
-            logits.float(), labels[sampled].to(torch.float32), reduction="sum"
-        )
+        labels = torch.stack(list(gt_labels))
+        objectness = masked_binary_cross_entropy(torch.cat(pred_objectness_logits, dim=1), labels == 1, labels >= 0)
         localization = dense_box_regression_loss(
             anchors,
             self.box2box_transform,
@@ -309,26 +298,20 @@ class RPN(nn.Module):
             box_reg_loss_type=self.box_reg_loss_type,
             smooth_l1_beta=self.smooth_l1_beta,
         )
-        num_images = len(gt_labels)
-        log_scalars(
-            **{
-                "rpn/num_pos_anchors": (labels == 1).sum() / num_images,
-                "rpn/num_neg_anchors": (labels == 0).sum() / num_images,
-            }
-        )
-        normalizer = self.batch_size_per_image * num_images
+        normalizer = self.batch_size_per_image * len(gt_labels)
         losses = {"loss_rpn_cls": objectness / normalizer, "loss_rpn_loc": localization / normalizer}
         return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
 
+    @padded
     @torch.no_grad()
     def predict_proposals(
         self,
         anchors: list[Boxes],
         pred_objectness_logits: list[Tensor],
         pred_anchor_deltas: list[Tensor],
-        image_sizes: list[tuple[int, int]],
-    ) -> list[Instances]:
-        """:meth:`decode_proposals` as N instances; no gradient flows through the boxes.
+        image_sizes: ImageSizes,
+    ) -> Sequence[Instances]:
+        """Decode the best anchors of each level and suppress overlaps; no gradient flows through the boxes.
 
         Args:
             anchors: L :class:`Boxes`.
@@ -336,34 +319,18 @@ class RPN(nn.Module):
             pred_anchor_deltas: L tensors (N, Pl, box_dim).
             image_sizes: N times (height, width).
         """
-        sizes = image_sizes_tensor(image_sizes, pred_anchor_deltas[0])
-        tensors = [boxes.tensor for boxes in anchors]
-        proposals = self.decode_proposals(tensors, pred_objectness_logits, pred_anchor_deltas, sizes)
-        return proposals_to_instances(proposals, image_sizes)
 
-    def decode_proposals(
-        self, anchors: list[Tensor], logits: list[Tensor], deltas: list[Tensor], image_sizes: Tensor
-    ) -> Proposals:
-        """Decode the best anchors of each level and suppress overlaps.
+        def decode(level: int, deltas: Tensor, places: Tensor) -> Tensor:
+            return self.box2box_transform.apply_deltas(deltas, anchors[level].tensor[places])
 
-        Args:
-            anchors: L tensors (Pl, 4).
-            logits: L tensors (N, Pl).
-            deltas: L tensors (N, Pl, 4).
-            image_sizes: (N, 2), height and width.
-        """
-        parts = [
-            self._best_of_level(level, *level_values) for level, level_values in enumerate(zip(anchors, logits, deltas))
-        ]
-        candidates = Candidates(*(torch.cat(values, dim=1) for values in zip(*parts)))
-        return suppress_candidates(
-            candidates, image_sizes, self.nms_thresh, self.post_nms_topk[self.training], self.min_box_size
-        )
+        topk, num_proposals = self.pre_nms_topk[self.training], self.post_nms_topk[self.training]
+        candidates = best_of_levels(pred_objectness_logits, pred_anchor_deltas, topk, decode)
+        return select_proposals(candidates, image_sizes, self.nms_thresh, num_proposals, self.min_box_size)
 
-    def _best_of_level(self, level: int, anchors: Tensor, logits: Tensor, deltas: Tensor) -> Candidates:
-        """Only what enters the suppression is decoded: a few thousand of up to a hundred thousand anchors."""
-        count = torch.sym_min(self.pre_nms_topk[self.training], logits.shape[1])
-        top_logits, chosen = logits.topk(count, dim=1)
-        moves = deltas.gather(1, chosen[..., None].expand(-1, -1, deltas.shape[-1]))
-        boxes = self.box2box_transform.apply_deltas(moves, anchors[chosen])
-        return Candidates(boxes, top_logits, torch.full_like(chosen, level))
+
+def _anchor_statistics(gt_labels: Sequence[Tensor]) -> dict[str, Tensor]:
+    labels = torch.stack(list(gt_labels))
+    return {
+        "rpn/num_pos_anchors": (labels == 1).sum() / len(labels),
+        "rpn/num_neg_anchors": (labels == 0).sum() / len(labels),
+    }

@@ -1,32 +1,40 @@
 """Classifying and refining proposals (Fast R-CNN, Girshick 2015).
 
-Shapes: N images, P proposals per image, R proposals of the whole batch, K classes (the background comes last, at K),
-Kb box predictions of a proposal (K, or 1 if all classes share one), D detections kept per image.
+Shapes: N images, P proposals per image, R rows of the whole batch (its proposals; perhaps with padding, see
+``modeling/packing.py``), K classes (the background comes last, at K), Kb box predictions of a proposal (K, or 1 if all
+classes share one), D detections kept per image.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from detlab.config.config import configurable
-from detlab.layers import _ops
 from detlab.layers.shape_spec import ShapeSpec
 from detlab.modeling.box_regression import Box2BoxTransform, box_regression_loss
-from detlab.modeling.loss_normalizer import mean_over_ranks
-from detlab.modeling.proposal_generator.proposal_utils import clip_boxes_to_images, image_sizes_tensor
+from detlab.modeling.loss_normalizer import normalizer_of
+from detlab.modeling.losses import class_cross_entropy
+from detlab.modeling.packing import rows_of
+from detlab.modeling.suppression import keep_best_boxes, sizes_tensor
 from detlab.modeling.weight_init import normal_init
 from detlab.structures.boxes import Boxes
 from detlab.structures.instances import Instances
-from detlab.utils.events import log_scalars
+from detlab.structures.object_batch import (
+    ImageSizes,
+    ObjectBatch,
+    PartsOnDemand,
+    as_batch,
+    padded,
+    takes_padded,
+    valid_parts,
+    with_notes,
+)
 
 __all__ = [
-    "Detections",
     "FastRCNNOutputLayers",
     "fast_rcnn_inference",
     "fast_rcnn_inference_single_image",
@@ -34,51 +42,44 @@ __all__ = [
 ]
 
 
-class Detections(NamedTuple):
-    """A fixed number of detections for each image, best first; past the image's count they are padding."""
-
-    boxes: Tensor  # (N, D, 4) xyxy in pixels, 0 in the padding
-    scores: Tensor  # (N, D), 0 in the padding
-    classes: Tensor  # (N, D) int64, 0 in the padding
-    rows: Tensor  # (N, D) int64: the proposal each came from
-    counts: Tensor  # (N,) int64
-
-
 def select_detections(
     boxes: Tensor,
     scores: Tensor,
-    image_sizes: Tensor,
+    image_sizes: ImageSizes,
     score_thresh: float,
     nms_thresh: float,
     max_detections: int,
-) -> Detections:
+) -> tuple[ObjectBatch, Tensor]:
     """Clip, drop low scores, suppress overlaps within each class, keep the best.
 
     Args:
         boxes: (N, P, Kb, 4) xyxy.
         scores: (N, P, K) probabilities without the background; a padded proposal has -inf.
-        image_sizes: (N, 2), height and width.
+        image_sizes: of the images.
         score_thresh: only higher scores are detections.
         nms_thresh: a box that overlaps a better one of its class by more than this IoU goes.
         max_detections: D.
 
-    Rows with a number that is not finite are dropped.
+    Returns:
+        D detections of each image with ``pred_boxes``, ``scores`` and ``pred_classes``, best first, zeros where they
+        are not valid; and the proposal that each came from, (N, D) int64. Proposals with a number that is not finite
+        give none.
     """
     num_images, num_proposals, num_classes = scores.shape
     finite = boxes.isfinite().all(-1).all(-1) & scores.isfinite().all(-1)
-    boxes = clip_boxes_to_images(boxes, image_sizes).expand(-1, -1, num_classes, -1).reshape(num_images, -1, 4)
     is_candidate = (scores > score_thresh) & finite[..., None]
     candidates = scores.float().masked_fill(~is_candidate, -math.inf).flatten(1)
     classes = torch.arange(num_classes, device=scores.device).repeat(num_proposals).expand(num_images, -1)
-    kept, counts = _ops.nms_fixed(boxes, candidates, classes, nms_thresh, max_detections)
-    valid = torch.arange(max_detections, device=scores.device) < counts[:, None]
-    return Detections(
-        boxes=boxes.gather(1, kept[..., None].expand(-1, -1, 4)).masked_fill(~valid[..., None], 0.0),
-        scores=candidates.gather(1, kept).masked_fill(~valid, 0.0),
-        classes=(kept % num_classes).masked_fill(~valid, 0),
-        rows=(kept // num_classes).masked_fill(~valid, 0),
-        counts=counts,
-    )
+    every_box = boxes.expand(-1, -1, num_classes, -1).reshape(num_images, -1, 4)
+    sizes = sizes_tensor(image_sizes, boxes)
+    kept = keep_best_boxes(every_box, candidates, classes, sizes, nms_thresh, max_detections)
+    fields = {
+        "pred_boxes": kept.boxes,
+        "scores": kept.scores,
+        "pred_classes": (kept.rows % num_classes).masked_fill(~kept.valid, 0),
+    }
+    detections = ObjectBatch(image_sizes, kept.valid, fields, {"pred_boxes": Boxes})
+    return detections, (kept.rows // num_classes).masked_fill(~kept.valid, 0)
 
 
 def fast_rcnn_inference(
@@ -88,7 +89,7 @@ def fast_rcnn_inference(
     score_thresh: float,
     nms_thresh: float,
     topk_per_image: int,
-) -> tuple[list[Instances], list[Tensor]]:
+) -> tuple[Sequence[Instances], list[Tensor]]:
     """The detections of each image.
 
     Args:
@@ -103,38 +104,20 @@ def fast_rcnn_inference(
         N instances with ``pred_boxes``, ``scores`` and ``pred_classes``, by falling score, and N index tensors that
         say from which proposal each came.
     """
-    padded_boxes = _stack_padded([b.unflatten(1, (-1, 4)) for b in boxes], 0.0)
-    padded_scores = _stack_padded([s[:, :-1] for s in scores], -math.inf)
+    if not boxes:
+        return [], []
+    proposals = as_batch([Instances(s, boxes=b, scores=p) for s, b, p in zip(image_shapes, boxes, scores)])
+    padded_scores = proposals.tensor("scores")[..., :-1].masked_fill(~proposals.valid[..., None], -math.inf)
     max_detections = topk_per_image if topk_per_image >= 0 else padded_scores[0].numel()
-    sizes = image_sizes_tensor(image_shapes, padded_boxes)
-    found = select_detections(padded_boxes, padded_scores, sizes, score_thresh, nms_thresh, max_detections)
-    return detections_to_instances(found, image_shapes)
-
-
-def _stack_padded(rows_of_images: list[Tensor], value: float) -> Tensor:
-    """N tensors (P, ...) of differing P as one (N, max(P, 1), ...), filled up with ``value``."""
-    stacked = pad_sequence(rows_of_images, batch_first=True, padding_value=value)
-    if stacked.shape[1] > 0:
-        return stacked
-    return stacked.new_full((stacked.shape[0], 1, *stacked.shape[2:]), value)
-
-
-def detections_to_instances(
-    found: Detections, image_shapes: list[tuple[int, int]]
-) -> tuple[list[Instances], list[Tensor]]:
-    """The valid detections of each image, and the proposals they came from."""
-    instances, rows = [], []
-    for i, (size, count) in enumerate(zip(image_shapes, found.counts.tolist())):
-        instances.append(
-            Instances(
-                size,
-                pred_boxes=Boxes(found.boxes[i, :count]),
-                scores=found.scores[i, :count],
-                pred_classes=found.classes[i, :count],
-            )
-        )
-        rows.append(found.rows[i, :count])
-    return instances, rows
+    detections, rows = select_detections(
+        proposals.tensor("boxes").unflatten(-1, (-1, 4)),
+        padded_scores,
+        image_shapes,
+        score_thresh,
+        nms_thresh,
+        max_detections,
+    )
+    return detections, valid_parts(rows, detections)
 
 
 def fast_rcnn_inference_single_image(
@@ -155,7 +138,7 @@ def classification_statistics(pred_logits: Tensor, gt_classes: Tensor) -> dict[s
 
     Args:
         pred_logits: (R, K + 1).
-        gt_classes: (R,), K for the background.
+        gt_classes: (R,), K for the background, -1 for rows that do not count.
     """
     background = pred_logits.shape[1] - 1
     predicted = pred_logits.argmax(dim=1)
@@ -163,7 +146,7 @@ def classification_statistics(pred_logits: Tensor, gt_classes: Tensor) -> dict[s
     correct = predicted == gt_classes
     num_objects = is_object.sum().clamp(min=1)
     return {
-        "fast_rcnn/cls_accuracy": correct.sum() / max(gt_classes.numel(), 1),
+        "fast_rcnn/cls_accuracy": correct.sum() / (gt_classes >= 0).sum().clamp(min=1),
         "fast_rcnn/fg_cls_accuracy": (correct & is_object).sum() / num_objects,
         "fast_rcnn/false_negative": ((predicted == background) & is_object).sum() / num_objects,
     }
@@ -281,7 +264,8 @@ class FastRCNNOutputLayers(nn.Module):
         x = x.flatten(1)
         return self.cls_score(x), self.bbox_pred(x)
 
-    def losses(self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]) -> dict[str, Tensor]:
+    @padded
+    def losses(self, predictions: tuple[Tensor, Tensor], proposals: Sequence[Instances]) -> dict[str, Tensor]:
         """The losses ``loss_cls`` and ``loss_box_reg``.
 
         Args:
@@ -289,56 +273,60 @@ class FastRCNNOutputLayers(nn.Module):
             proposals: with ``proposal_boxes``, ``gt_classes`` and, where an image has objects, ``gt_boxes``.
         """
         logits, deltas = predictions
-        gt_classes = torch.cat([p.gt_classes for p in proposals])
-        log_scalars(**classification_statistics(logits.detach(), gt_classes))
-        boxes = torch.cat([p.proposal_boxes.tensor for p in proposals])
-        gt_boxes = torch.cat([(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals])
+        batch = as_batch(proposals)
+        rows = rows_of(batch)
+        gt_classes = rows.take(batch.tensor("gt_classes").masked_fill(~batch.valid, -1))
+        boxes = batch.tensor("proposal_boxes")
+        gt_boxes = batch.tensor("gt_boxes") if batch.has("gt_boxes") else boxes
+        notes = batch.notes
+        notes.measured |= classification_statistics(logits.detach(), gt_classes)
+        share = _num_counted(gt_classes) / normalizer_of(notes, "proposals", (gt_classes >= 0).sum())
         losses = {
-            "loss_cls": self._classification_loss(logits, gt_classes),
-            "loss_box_reg": self.box_reg_loss(boxes, gt_boxes, deltas, gt_classes),
+            "loss_cls": self._classification_loss(logits, gt_classes) * share,
+            "loss_box_reg": self.box_reg_loss(rows.take(boxes), rows.take(gt_boxes), deltas, gt_classes) * share,
         }
         return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
 
     def _classification_loss(self, logits: Tensor, gt_classes: Tensor) -> Tensor:
         if self.use_sigmoid_ce:
             return self.sigmoid_cross_entropy_loss(logits, gt_classes)
-        # Summing an empty batch gives 0 that still reaches the parameters, where a mean would give NaN.
-        total = F.cross_entropy(logits.float(), gt_classes, reduction="sum")
-        return total / mean_over_ranks(gt_classes.numel(), logits)
+        return class_cross_entropy(logits, gt_classes) / _num_counted(gt_classes)
 
     def sigmoid_cross_entropy_loss(self, pred_class_logits: Tensor, gt_classes: Tensor) -> Tensor:
         """Binary cross entropy of every class, over all classes or those the federated loss draws.
 
         Args:
             pred_class_logits: (R, K + 1); the background's column takes no part.
-            gt_classes: (R,).
-        """
-        if pred_class_logits.numel() == 0:
-            return pred_class_logits.sum() * 0.0
-        targets = F.one_hot(gt_classes, self.num_classes + 1)[:, :-1].to(pred_class_logits.dtype)
-        loss = F.binary_cross_entropy_with_logits(pred_class_logits[:, :-1], targets, reduction="none")
-        if self.use_fed_loss:
-            drawn = self.get_fed_loss_classes(
-                gt_classes, self.fed_loss_num_classes, self.num_classes, self.fed_loss_cls_weights
-            )
-            weight = torch.zeros(self.num_classes + 1, dtype=loss.dtype, device=loss.device)
-            weight[drawn] = 1.0
-            loss = loss * weight[:-1]
-        return loss.sum() / mean_over_ranks(gt_classes.numel(), loss)
+            gt_classes: (R,); rows of -1 do not count.
 
+        Returns:
+            The sum divided by the number of rows that count.
+        """
+        classes = torch.arange(self.num_classes, device=gt_classes.device)
+        logits = pred_class_logits[:, :-1].float()
+        targets = (gt_classes[:, None] == classes).to(logits.dtype)
+        counts = (gt_classes >= 0)[:, None].expand_as(logits)
+        if self.use_fed_loss:
+            counts = counts & self._federated_classes(gt_classes)
+        losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+        return losses.masked_fill(~counts, 0.0).sum() / _num_counted(gt_classes)
+
+    def _federated_classes(self, gt_classes: Tensor) -> Tensor:
+        """(K,) bool: the classes that the federated loss scores."""
+        arguments = (self.fed_loss_num_classes, self.num_classes, self.fed_loss_cls_weights)
+        if takes_padded(self.get_fed_loss_classes):
+            return _draw_classes(gt_classes, *arguments)[:-1]
+        drawn = self.get_fed_loss_classes(gt_classes[gt_classes >= 0], *arguments)
+        return torch.zeros(self.num_classes + 1, dtype=torch.bool, device=gt_classes.device).index_fill(0, drawn, True)[
+            :-1
+        ]
+
+    @padded
     def get_fed_loss_classes(
         self, gt_classes: Tensor, num_fed_loss_classes: int, num_classes: int, weight: Tensor
     ) -> Tensor:
         """The classes of the batch, filled up to ``num_fed_loss_classes`` with others drawn by ``weight`` (K,)."""
-        present = gt_classes.unique()
-        missing = num_fed_loss_classes - len(present)
-        if missing <= 0:
-            return present
-        chances = weight.new_ones(num_classes + 1)
-        chances[:num_classes] = weight.float().clone()
-        chances[num_classes] = 0
-        chances[present] = 0
-        return torch.cat((present, torch.multinomial(chances, missing, replacement=False)))
+        return _draw_classes(gt_classes, num_fed_loss_classes, num_classes, weight).nonzero().squeeze(1)
 
     def box_reg_loss(self, proposal_boxes: Tensor, gt_boxes: Tensor, pred_deltas: Tensor, gt_classes: Tensor) -> Tensor:
         """The regression loss of the proposals that are objects, divided by the number of all proposals.
@@ -349,87 +337,104 @@ class FastRCNNOutputLayers(nn.Module):
             proposal_boxes: (R, 4).
             gt_boxes: (R, 4); read for objects only.
             pred_deltas: (R, Kb * 4).
-            gt_classes: (R,).
+            gt_classes: (R,), K for the background; rows of -1 do not count.
         """
-        box_dim = proposal_boxes.shape[1]
-        rows = ((gt_classes >= 0) & (gt_classes < self.num_classes)).nonzero().squeeze(1)
-        deltas = pred_deltas.unflatten(1, (-1, box_dim))
-        columns = gt_classes[rows] if deltas.shape[1] > 1 else torch.zeros_like(rows)
+        is_object = (gt_classes >= 0) & (gt_classes < self.num_classes)
         total = box_regression_loss(
             self.box2box_transform,
             self.box_reg_loss_type,
-            pred_deltas=deltas[rows, columns],
-            src_boxes=proposal_boxes[rows],
-            target_boxes=gt_boxes[rows],
+            pred_deltas=_of_class(pred_deltas.unflatten(1, (-1, proposal_boxes.shape[1])), gt_classes),
+            src_boxes=proposal_boxes,
+            target_boxes=gt_boxes,
             smooth_l1_beta=self.smooth_l1_beta,
+            counts=is_object,
         )
-        return total / mean_over_ranks(gt_classes.numel(), total)
+        return total / _num_counted(gt_classes)
 
+    @padded
     def inference(
-        self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
-    ) -> tuple[list[Instances], list[Tensor]]:
-        """See :func:`fast_rcnn_inference`.
+        self, predictions: tuple[Tensor, Tensor], proposals: Sequence[Instances]
+    ) -> tuple[Sequence[Instances], Sequence[Tensor]]:
+        """The detections of each image, and from which proposal each came; see :func:`fast_rcnn_inference`.
 
         Args:
             predictions: what :meth:`forward` gave.
             proposals: with ``proposal_boxes``.
         """
-        return fast_rcnn_inference(
-            self.predict_boxes(predictions, proposals),
-            self.predict_probs(predictions, proposals),
-            [p.image_size for p in proposals],
-            self.test_score_thresh,
-            self.test_nms_thresh,
-            self.test_topk_per_image,
-        )
+        thresholds = (self.test_score_thresh, self.test_nms_thresh)
+        if not (takes_padded(self.predict_boxes) and takes_padded(self.predict_probs)):
+            boxes, probs = self.predict_boxes(predictions, proposals), self.predict_probs(predictions, proposals)
+            sizes = [p.image_size for p in proposals]
+            return fast_rcnn_inference(boxes, probs, sizes, *thresholds, self.test_topk_per_image)
+        batch = as_batch(proposals)
+        decoded = self._decode(predictions[1], batch)
+        scores = rows_of(batch).put(self._probabilities(predictions[0]))[..., :-1]
+        scores = scores.masked_fill(~batch.valid[..., None], -math.inf)
+        limit = self.test_topk_per_image if self.test_topk_per_image >= 0 else scores[0].numel()
+        detections, rows = select_detections(decoded, scores, batch.image_sizes, *thresholds, limit)
+        return with_notes(detections, batch.notes), PartsOnDemand(rows, detections)
 
-    def detect(
-        self, predictions: tuple[Tensor, Tensor], boxes: Tensor, valid: Tensor, image_sizes: Tensor
-    ) -> Detections:
-        """The tensor core of :meth:`inference`.
-
-        Args:
-            predictions: what :meth:`forward` gave for N * P proposals.
-            boxes: (N, P, 4), the proposals.
-            valid: (N, P), which of them are not padding.
-            image_sizes: (N, 2), height and width.
-        """
-        logits, deltas = predictions
-        num_images, num_proposals = valid.shape
-        decoded = self.box2box_transform.apply_deltas(deltas.unflatten(0, (num_images, num_proposals)), boxes)
-        scores = self._probabilities(logits).unflatten(0, (num_images, num_proposals))[..., :-1]
-        return select_detections(
-            decoded.unflatten(-1, (-1, 4)),
-            scores.masked_fill(~valid[..., None], -math.inf),
-            image_sizes,
-            self.test_score_thresh,
-            self.test_nms_thresh,
-            self.test_topk_per_image,
-        )
-
-    def predict_boxes(self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]) -> list[Tensor]:
+    @padded
+    def predict_boxes(self, predictions: tuple[Tensor, Tensor], proposals: Sequence[Instances]) -> list[Tensor]:
         """The decoded boxes of each image, N tensors (P, Kb * 4)."""
-        if not proposals:
+        if len(proposals) == 0:
             return []
-        boxes = torch.cat([p.proposal_boxes.tensor for p in proposals])
-        decoded = self.box2box_transform.apply_deltas(predictions[1], boxes)
-        return list(decoded.split([len(p) for p in proposals]))
+        batch = as_batch(proposals)
+        return valid_parts(self._decode(predictions[1], batch).flatten(2), batch)
 
+    @padded
     def predict_boxes_for_gt_classes(
-        self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
+        self, predictions: tuple[Tensor, Tensor], proposals: Sequence[Instances]
     ) -> list[Tensor]:
         """Of each proposal the box decoded for its ``gt_classes``, N tensors (P, 4); any box for the background."""
-        if not proposals:
+        if len(proposals) == 0:
             return []
-        boxes = torch.cat([p.proposal_boxes.tensor for p in proposals])
-        decoded = self.box2box_transform.apply_deltas(predictions[1], boxes).unflatten(1, (-1, boxes.shape[1]))
-        classes = torch.cat([p.gt_classes for p in proposals]).clamp(0, decoded.shape[1] - 1)
-        chosen = decoded[torch.arange(len(decoded), device=decoded.device), classes]
-        return list(chosen.split([len(p) for p in proposals]))
+        batch = as_batch(proposals)
+        return valid_parts(self.decode_boxes_of_gt_classes(predictions, batch), batch)
 
-    def predict_probs(self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]) -> list[Tensor]:
+    def decode_boxes_of_gt_classes(self, predictions: tuple[Tensor, Tensor], proposals: ObjectBatch) -> Tensor:
+        """:meth:`predict_boxes_for_gt_classes` as (N, P, 4)."""
+        decoded = self._decode(predictions[1], proposals)
+        return _of_class(decoded.flatten(0, 1), proposals.tensor("gt_classes").flatten()).unflatten(
+            0, proposals.valid.shape
+        )
+
+    def _decode(self, deltas: Tensor, proposals: ObjectBatch) -> Tensor:
+        """The decoded boxes (N, P, Kb, 4)."""
+        boxes = proposals.tensor("proposal_boxes")
+        decoded = self.box2box_transform.apply_deltas(rows_of(proposals).put(deltas), boxes)
+        return decoded.unflatten(-1, (-1, boxes.shape[-1]))
+
+    @padded
+    def predict_probs(self, predictions: tuple[Tensor, Tensor], proposals: Sequence[Instances]) -> list[Tensor]:
         """The class probabilities of each image, N tensors (P, K + 1)."""
-        return list(self._probabilities(predictions[0]).split([len(p) for p in proposals]))
+        batch = as_batch(proposals)
+        return valid_parts(rows_of(batch).put(self._probabilities(predictions[0])), batch)
 
     def _probabilities(self, logits: Tensor) -> Tensor:
         return logits.float().sigmoid() if self.use_sigmoid_ce else logits.float().softmax(dim=-1)
+
+
+def _num_counted(gt_classes: Tensor) -> Tensor:
+    """How many rows count, at least 1."""
+    return (gt_classes >= 0).sum().clamp(min=1)
+
+
+def _of_class(values: Tensor, classes: Tensor) -> Tensor:
+    """Of ``values`` (R, Kb, D) those of ``classes`` (R,), as (R, D); the only ones if Kb is 1."""
+    index = classes.clamp(0, values.shape[1] - 1)[:, None, None].expand(-1, 1, values.shape[2])
+    return values.gather(1, index).squeeze(1)
+
+
+def _draw_classes(gt_classes: Tensor, num_drawn: int, num_classes: int, weight: Tensor) -> Tensor:
+    """(K + 1,) bool: the classes of the batch, filled up to ``num_drawn`` with others drawn by ``weight`` (K,).
+
+    Dividing weights by exponential variates and taking the largest draws without replacement (Efraimidis and Spirakis,
+    Weighted random sampling with a reservoir, 2006).
+    """
+    every_class = torch.arange(num_classes + 1, device=gt_classes.device)
+    present = (gt_classes[:, None] == every_class).any(dim=0)
+    chances = torch.cat((weight.float(), weight.new_zeros(1, dtype=torch.float32))).masked_fill(present, 0.0)
+    order = (chances / torch.empty_like(chances).exponential_()).argsort(descending=True)
+    rank = torch.empty_like(order).scatter(0, order, every_class)
+    return present | ((rank < num_drawn - present.sum()) & (chances > 0))

@@ -4,6 +4,7 @@ Shapes: R boxes of the whole batch, C channels, K keypoints, S x S the heat map'
 """
 
 from abc import abstractmethod
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -12,11 +13,13 @@ from torch import Tensor, nn
 from detlab.config.config import configurable
 from detlab.layers.shape_spec import ShapeSpec
 from detlab.layers.wrappers import Conv2d
-from detlab.modeling.loss_normalizer import mean_over_ranks
+from detlab.modeling.loss_normalizer import normalizer_of
+from detlab.modeling.losses import heatmap_cross_entropy
+from detlab.modeling.packing import rows_of
 from detlab.modeling.weight_init import he_normal_fan_out
 from detlab.structures.instances import Instances
-from detlab.structures.keypoints import heatmaps_to_keypoints
-from detlab.utils.events import log_scalars
+from detlab.structures.keypoints import heatmaps_to_keypoints, keypoints_to_heatmap
+from detlab.structures.object_batch import as_batch, assign, padded
 from detlab.utils.registry import Registry
 
 __all__ = [
@@ -38,18 +41,9 @@ def build_keypoint_head(cfg, input_shape: ShapeSpec) -> nn.Module:
     return ROI_KEYPOINT_HEAD_REGISTRY.get(cfg.MODEL.ROI_KEYPOINT_HEAD.NAME)(cfg, input_shape)
 
 
-def _heatmap_targets(instances: list[Instances], heatmap_size: int) -> tuple[Tensor, Tensor]:
-    """The cell of each keypoint, (R * K,), and whether it counts: visible and inside its proposal."""
-    cells, counts = [], []
-    for own in instances:
-        if len(own) > 0:
-            own_cells, own_counts = own.gt_keypoints.to_heatmap(own.proposal_boxes.tensor, heatmap_size)
-            cells.append(own_cells.flatten())
-            counts.append(own_counts.flatten().bool())
-    return torch.cat(cells), torch.cat(counts)
-
-
-def keypoint_rcnn_loss(pred_keypoint_logits: Tensor, instances: list[Instances], normalizer: float | None) -> Tensor:
+def keypoint_rcnn_loss(
+    pred_keypoint_logits: Tensor, instances: Sequence[Instances], normalizer: float | None
+) -> Tensor:
     """Cross entropy over the cells of each keypoint's heat map.
 
     Args:
@@ -57,33 +51,39 @@ def keypoint_rcnn_loss(pred_keypoint_logits: Tensor, instances: list[Instances],
         instances: N instances, R together, with ``proposal_boxes`` and ``gt_keypoints``.
         normalizer: what the sum is divided by; None for the number of visible keypoints.
     """
-    num_boxes, num_keypoints, side, _ = pred_keypoint_logits.shape
-    total, num_visible = pred_keypoint_logits.sum() * 0, 0
-    if num_boxes > 0:
-        cells, is_visible = _heatmap_targets(instances, side)
-        chosen = is_visible.nonzero().squeeze(1)
-        num_visible = chosen.numel()
-        logits = pred_keypoint_logits.reshape(num_boxes * num_keypoints, side * side)[chosen]
-        total = total + F.cross_entropy(logits.float(), cells[chosen], reduction="sum")
-    if num_visible == 0:
-        log_scalars(kpts_num_skipped_batches=1.0)
-    return total / (normalizer if normalizer is not None else mean_over_ranks(num_visible, total))
+    batch = as_batch(instances)
+    rows = rows_of(batch)
+    if not batch.has("gt_keypoints"):
+        total, num_visible = pred_keypoint_logits[:0].sum(), batch.valid.new_zeros((), dtype=torch.int64)
+    else:
+        boxes, points = rows.take(batch.tensor("proposal_boxes")), rows.take(batch.tensor("gt_keypoints"))
+        cells, is_visible = keypoints_to_heatmap(points, boxes, pred_keypoint_logits.shape[-1])
+        is_visible = is_visible & rows.counts[:, None]
+        total, num_visible = heatmap_cross_entropy(pred_keypoint_logits, cells, is_visible), is_visible.sum()
+    batch.notes.measured["kpts_num_skipped_batches"] = (num_visible == 0).float()
+    return total / (normalizer if normalizer is not None else normalizer_of(batch.notes, "keypoints", num_visible))
 
 
-def keypoint_rcnn_inference(pred_keypoint_logits: Tensor, pred_instances: list[Instances]) -> None:
+def keypoint_rcnn_inference(pred_keypoint_logits: Tensor, pred_instances: Sequence[Instances]) -> None:
     """Add ``pred_keypoints`` (D, K, 3) [x, y, score] and ``pred_keypoint_heatmaps`` (D, K, S, S) to N instances.
+
+    A compiled or exported model gives the heat maps alone: where they peak is found at the size of each box, so that
+    no size is known beforehand; :func:`heatmaps_to_keypoints` finds it.
 
     Args:
         pred_keypoint_logits: (R, K, S, S).
         pred_instances: with ``pred_boxes``, R together.
     """
-    boxes = torch.cat([x.pred_boxes.tensor for x in pred_instances])
+    if len(pred_instances) == 0:
+        return
+    batch = as_batch(pred_instances)
+    rows = rows_of(batch)
     heatmaps = pred_keypoint_logits.detach()
-    keypoints = heatmaps_to_keypoints(heatmaps, boxes.detach())
-    counts = [len(x) for x in pred_instances]
-    for instances, points, maps in zip(pred_instances, keypoints.split(counts), heatmaps.split(counts)):
-        instances.pred_keypoints = points[:, :, [0, 1, 3]]
-        instances.pred_keypoint_heatmaps = maps
+    if not torch.compiler.is_compiling():
+        boxes = rows.take(batch.tensor("pred_boxes")).detach()
+        keypoints = heatmaps_to_keypoints(heatmaps, boxes)[:, :, [0, 1, 3]]
+        assign(pred_instances, batch, "pred_keypoints", rows.put(keypoints))
+    assign(pred_instances, batch, "pred_keypoint_heatmaps", rows.put(heatmaps))
 
 
 class BaseKeypointRCNNHead(nn.Module):
@@ -119,7 +119,8 @@ class BaseKeypointRCNNHead(nn.Module):
             "loss_normalizer": "visible" if settings.NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS else most_keypoints,
         }
 
-    def forward(self, x: Tensor, instances: list[Instances]) -> dict[str, Tensor] | list[Instances]:
+    @padded
+    def forward(self, x: Tensor, instances: Sequence[Instances]) -> dict[str, Tensor] | Sequence[Instances]:
         """Pooled features (R, C, h, w) to ``{"loss_keypoint": ...}`` in training, else to instances with keypoints."""
         logits = self.layers(x)
         if self.training:

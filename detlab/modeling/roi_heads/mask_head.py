@@ -4,19 +4,21 @@ Shapes: R boxes of the whole batch, C channels, K classes (1 if all share one ma
 """
 
 from abc import abstractmethod
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detlab.config.config import configurable
 from detlab.layers.shape_spec import ShapeSpec
 from detlab.modeling.conv_relu import conv3x3_relu
-from detlab.modeling.loss_normalizer import mean_over_ranks
+from detlab.modeling.loss_normalizer import normalizer_of
+from detlab.modeling.losses import mask_cross_entropy
+from detlab.modeling.packing import rows_of
+from detlab.modeling.roi_heads.mask_targets import mask_targets
 from detlab.modeling.weight_init import he_normal_fan_out, normal_init
 from detlab.structures.instances import Instances
-from detlab.utils.events import get_event_storage, has_event_storage, log_scalars
+from detlab.structures.object_batch import as_batch, assign, padded
 from detlab.utils.registry import Registry
 
 __all__ = [
@@ -43,73 +45,71 @@ def select_class_masks(mask_logits: Tensor, classes: Tensor) -> Tensor:
     """Of logits (R, K, M, M) those of the classes (R,), as (R, M, M); the only ones if K is 1."""
     if mask_logits.shape[1] == 1:
         return mask_logits[:, 0]
-    rows = torch.arange(mask_logits.shape[0], device=mask_logits.device)
-    return mask_logits[rows, classes]
+    # A row of padding may have any class.
+    known = classes.clamp(0, mask_logits.shape[1] - 1)
+    return mask_logits[torch.arange(mask_logits.shape[0], device=mask_logits.device), known]
 
 
-class _MaskTargets(NamedTuple):
-    classes: Tensor  # (R,) int64
-    masks: Tensor  # (R, M, M) bool
+def mask_statistics(logits: Tensor, targets: Tensor, counts: Tensor) -> dict[str, Tensor]:
+    """How well the pixels of masks are classified, as 0-dim tensors.
 
-
-def _mask_targets(instances: list[Instances], mask_size: int) -> _MaskTargets:
-    """What R foreground proposals should predict: their object's mask, cropped to the proposal."""
-    with_boxes = [x for x in instances if len(x) > 0]
-    return _MaskTargets(
-        classes=torch.cat([x.gt_classes for x in with_boxes]),
-        masks=torch.cat([x.gt_masks.crop_and_resize(x.proposal_boxes.tensor, mask_size) for x in with_boxes]),
-    )
-
-
-def mask_statistics(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    """How well the pixels of (R, M, M) masks are classified, as 0-dim tensors."""
-    predicted = logits > 0
+    Args:
+        logits: (R, M, M).
+        targets: (R, M, M) bool.
+        counts: (R,) bool, the rows that count.
+    """
+    predicted, counts = logits > 0, counts[:, None, None]
+    inside, outside = targets & counts, ~targets & counts
     return {
-        "mask_rcnn/accuracy": (predicted == targets).float().mean(),
-        "mask_rcnn/false_positive": (predicted & ~targets).sum() / (~targets).sum().clamp(min=1),
-        "mask_rcnn/false_negative": (~predicted & targets).sum() / targets.sum().clamp(min=1),
+        "mask_rcnn/accuracy": ((predicted == targets) & counts).sum() / (inside.sum() + outside.sum()).clamp(min=1),
+        "mask_rcnn/false_positive": (predicted & outside).sum() / outside.sum().clamp(min=1),
+        "mask_rcnn/false_negative": (~predicted & inside).sum() / inside.sum().clamp(min=1),
     }
 
 
-def mask_rcnn_loss(pred_mask_logits: Tensor, instances: list[Instances], vis_period: int = 0) -> Tensor:
+def mask_rcnn_loss(pred_mask_logits: Tensor, instances: Sequence[Instances], vis_period: int = 0) -> Tensor:
     """Binary cross entropy of each object's mask in its own class's channel, the mean over all pixels.
 
     Args:
         pred_mask_logits: (R, K, M, M).
         instances: N instances, R together, with ``proposal_boxes``, ``gt_classes`` and ``gt_masks``.
-        vis_period: puts predicted beside true masks into the event storage every so many iterations, 0 never.
+        vis_period: above 0, predicted beside true masks are among the pictures of the step, if it wants any.
     """
-    has_objects = len(pred_mask_logits) > 0
-    total, num_pixels = pred_mask_logits.sum() * 0, 0
-    if has_objects:
-        targets = _mask_targets(instances, pred_mask_logits.shape[-1])
-        logits = select_class_masks(pred_mask_logits, targets.classes).float()
-        total = F.binary_cross_entropy_with_logits(logits, targets.masks.to(torch.float32), reduction="sum")
-        num_pixels = logits.numel()
-        log_scalars(**mask_statistics(logits.detach(), targets.masks))
-        if vis_period > 0 and has_event_storage() and get_event_storage().iter % vis_period == 0:
-            _show_masks(logits.detach().sigmoid(), targets.masks)
-    return total / mean_over_ranks(num_pixels, pred_mask_logits)
+    batch = as_batch(instances)
+    rows = rows_of(batch)
+    mask_size = pred_mask_logits.shape[-1]
+    targets, counts = mask_targets(batch, rows, mask_size), rows.counts
+    logits = select_class_masks(pred_mask_logits, rows.take(batch.tensor("gt_classes")))
+    notes = batch.notes
+    notes.measured |= mask_statistics(logits.detach(), targets, counts)
+    if vis_period > 0 and notes.pictures is not None:
+        notes.pictures[MASK_PICTURE] = _masks_side_by_side(logits.detach().float().sigmoid()[counts], targets[counts])
+    num_pixels = normalizer_of(notes, "objects", counts.sum()) * mask_size**2
+    return mask_cross_entropy(logits, targets, counts) / num_pixels
 
 
-def _show_masks(probabilities: Tensor, targets: Tensor, max_shown: int = 32) -> None:
-    """Predicted above true masks, side by side."""
+MASK_PICTURE = "Left-right: objects; top-down: predicted, true mask"
+
+
+def _masks_side_by_side(probabilities: Tensor, targets: Tensor, max_shown: int = 32) -> Tensor:
+    """Predicted above true masks, (3, 2 M, R M)."""
     pairs = torch.cat((probabilities, targets.to(probabilities.dtype)), dim=1)[:max_shown]  # R, 2 M, M
-    strip = torch.cat(list(pairs), dim=1)
-    get_event_storage().put_image("Left-right: objects; top-down: predicted, true mask", strip.expand(3, -1, -1))
+    return pairs.transpose(0, 1).flatten(1).expand(3, -1, -1)
 
 
-def mask_rcnn_inference(pred_mask_logits: Tensor, pred_instances: list[Instances]) -> None:
+def mask_rcnn_inference(pred_mask_logits: Tensor, pred_instances: Sequence[Instances]) -> None:
     """Add ``pred_masks``, (D, 1, M, M) probabilities, to each of N instances.
 
     Args:
         pred_mask_logits: (R, K, M, M).
         pred_instances: with ``pred_classes``, R together.
     """
-    classes = torch.cat([x.pred_classes for x in pred_instances])
-    masks = select_class_masks(pred_mask_logits, classes).float().sigmoid()[:, None]
-    for instances, own in zip(pred_instances, masks.split([len(x) for x in pred_instances])):
-        instances.pred_masks = own
+    if len(pred_instances) == 0:
+        return
+    batch = as_batch(pred_instances)
+    rows = rows_of(batch)
+    masks = select_class_masks(pred_mask_logits, rows.take(batch.tensor("pred_classes"))).float().sigmoid()
+    assign(pred_instances, batch, "pred_masks", rows.put(masks[:, None]))
 
 
 class BaseMaskRCNNHead(nn.Module):
@@ -130,7 +130,8 @@ class BaseMaskRCNNHead(nn.Module):
     def from_config(cls, cfg, input_shape: ShapeSpec) -> dict:
         return {"vis_period": cfg.VIS_PERIOD}
 
-    def forward(self, x: Tensor, instances: list[Instances]) -> dict[str, Tensor] | list[Instances]:
+    @padded
+    def forward(self, x: Tensor, instances: Sequence[Instances]) -> dict[str, Tensor] | Sequence[Instances]:
         """Pooled features (R, C, h, w) to ``{"loss_mask": ...}`` in training, else to instances with ``pred_masks``."""
         logits = self.layers(x)
         if self.training:

@@ -1,30 +1,43 @@
 """Heads that look at each proposal: classify, refine, outline.
 
-Shapes: N images, R proposals of the whole batch, P proposals and D detections of each image, K classes (the background
-is class K), M x M the masks' resolution.
+Shapes: N images, P proposals, S sampled proposals and D detections of each image, R rows of the whole batch (see
+``modeling/packing.py``), K classes (the background is class K).
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from detlab.config.config import configurable
 from detlab.layers.shape_spec import ShapeSpec
 from detlab.modeling.backbone.resnet import BottleneckBlock, ResNet
+from detlab.modeling.dense_prediction import label_boxes
 from detlab.modeling.feature_shapes import select_features
+from detlab.modeling.loss_normalizer import exchange_normalizers
 from detlab.modeling.matcher import Matcher
+from detlab.modeling.packing import Rows, rows_of, unpad_for
 from detlab.modeling.poolers import ROIPooler
-from detlab.modeling.proposal_generator.proposal_utils import Proposals, add_ground_truth_to_proposals
+from detlab.modeling.proposal_generator.proposal_utils import add_ground_truth_to_proposals
 from detlab.modeling.roi_heads.box_head import build_box_head
-from detlab.modeling.roi_heads.fast_rcnn import Detections, FastRCNNOutputLayers
+from detlab.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detlab.modeling.roi_heads.keypoint_head import build_keypoint_head
-from detlab.modeling.roi_heads.mask_head import build_mask_head, select_class_masks
-from detlab.modeling.sampling import subsample_labels
-from detlab.structures.boxes import Boxes, pairwise_iou
+from detlab.modeling.roi_heads.mask_head import build_mask_head
+from detlab.modeling.sampling import Drawn, draw_balanced, subsample_labels
+from detlab.structures.boxes import Boxes
 from detlab.structures.image_list import ImageList
 from detlab.structures.instances import Instances
-from detlab.utils.events import log_scalars
+from detlab.structures.keypoints import keypoints_to_heatmap
+from detlab.structures.object_batch import (
+    ObjectBatch,
+    PartsOnDemand,
+    as_batch,
+    padded,
+    takes_padded,
+    valid_parts,
+)
 from detlab.utils.registry import Registry
 
 __all__ = [
@@ -47,7 +60,9 @@ def build_roi_heads(cfg, input_shape: dict[str, ShapeSpec]) -> nn.Module:
     return ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME)(cfg, input_shape)
 
 
-def select_foreground_proposals(proposals: list[Instances], bg_label: int) -> tuple[list[Instances], list[Tensor]]:
+def select_foreground_proposals(
+    proposals: Sequence[Instances], bg_label: int
+) -> tuple[Sequence[Instances], Sequence[Tensor]]:
     """The proposals that are objects.
 
     Args:
@@ -57,32 +72,32 @@ def select_foreground_proposals(proposals: list[Instances], bg_label: int) -> tu
     Returns:
         N instances, and of each image the (P,) bool mask that chose them.
     """
-    masks = [(p.gt_classes != -1) & (p.gt_classes != bg_label) for p in proposals]
-    return [p[mask.nonzero().squeeze(1)] for p, mask in zip(proposals, masks)], masks
+    batch = as_batch(proposals)
+    mask = _is_foreground(batch, bg_label)
+    objects = batch.where(mask)
+    return objects if batch.num_leading is None else objects.first(batch.num_leading), PartsOnDemand(mask, batch)
 
 
-def select_proposals_with_visible_keypoints(proposals: list[Instances]) -> list[Instances]:
+def _is_foreground(batch: ObjectBatch, bg_label: int) -> Tensor:
+    classes = batch.tensor("gt_classes")
+    return batch.valid & (classes != -1) & (classes != bg_label)
+
+
+def select_proposals_with_visible_keypoints(proposals: Sequence[Instances]) -> Sequence[Instances]:
     """The proposals in which at least one labelled keypoint lies; others would teach the keypoint head nothing.
 
     Args:
         proposals: N instances with ``proposal_boxes`` and ``gt_keypoints``.
     """
-    selected = []
-    for own in proposals:
-        boxes = own.proposal_boxes.tensor[:, None]  # P, 1, 4
-        points = own.gt_keypoints.tensor  # P, K, 3
-        inside = ((points[..., :2] >= boxes[..., :2]) & (points[..., :2] <= boxes[..., 2:])).all(dim=-1)
-        has_visible = (inside & (points[..., 2] >= 1)).any(dim=1)
-        selected.append(own[has_visible.nonzero().squeeze(1)])
-    log_scalars(**{"keypoint_head/num_fg_samples": sum(map(len, selected)) / max(len(selected), 1)})
+    batch = as_batch(proposals)
+    if not batch.has("gt_keypoints"):
+        return batch
+    boxes = batch.tensor("proposal_boxes")[:, :, None]  # N, P, 1, 4
+    points = batch.tensor("gt_keypoints")  # N, P, J, 3
+    inside = ((points[..., :2] >= boxes[..., :2]) & (points[..., :2] <= boxes[..., 2:])).all(dim=-1)
+    selected = batch.where((inside & (points[..., 2] >= 1)).any(dim=2))
+    batch.notes.measured["keypoint_head/num_fg_samples"] = selected.valid.sum() / max(len(batch), 1)
     return selected
-
-
-class FixedPredictions(NamedTuple):
-    """What the tensor core of the heads gives: D entries for each image, of which ``detections.counts`` are valid."""
-
-    detections: Detections
-    masks: Tensor | None  # (N, D, M, M) probabilities
 
 
 class ROIHeads(nn.Module):
@@ -120,8 +135,11 @@ class ROIHeads(nn.Module):
             "proposal_append_gt": settings.PROPOSAL_APPEND_GT,
         }
 
+    @padded
     @torch.no_grad()
-    def label_and_sample_proposals(self, proposals: list[Instances], targets: list[Instances]) -> list[Instances]:
+    def label_and_sample_proposals(
+        self, proposals: Sequence[Instances], targets: Sequence[Instances]
+    ) -> Sequence[Instances]:
         """Label the proposals of each image and draw those that are trained on, objects first.
 
         Args:
@@ -132,52 +150,81 @@ class ROIHeads(nn.Module):
             N instances with ``proposal_boxes``, ``gt_classes`` (K for the background) and, where the image has
             objects, the other ``gt_...`` fields of the object each proposal overlaps most.
         """
+        truth = as_batch(targets)
         if self.proposal_append_gt:
-            proposals = add_ground_truth_to_proposals(targets, proposals)
-        sampled = [self._label_and_sample(p, t) for p, t in zip(proposals, targets)]
-        num_objects = sum((p.gt_classes < self.num_classes).sum() for p in sampled) / max(len(sampled), 1)
-        num_boxes = sum(map(len, sampled)) / max(len(sampled), 1)
-        log_scalars(**{"roi_head/num_fg_samples": num_objects, "roi_head/num_bg_samples": num_boxes - num_objects})
+            proposals = add_ground_truth_to_proposals(truth, proposals)
+        batch = as_batch(proposals)
+        matches, labels = label_boxes(self.proposal_matcher, batch.tensor("proposal_boxes"), truth)
+        gt_classes = truth.tensor("gt_classes") if truth.has("gt_classes") else torch.zeros_like(truth.valid).long()
+        if takes_padded(self._sample_proposals):
+            classes = self._proposal_classes(matches, labels, gt_classes, truth.valid)
+            classes = classes.masked_fill(~batch.valid, -1)
+            drawn = draw_balanced(classes, self.batch_size_per_image, self.positive_fraction, self.num_classes)
+            classes = classes.gather(1, drawn.places)
+        else:
+            drawn, classes = self._sample_each_image(batch, matches, labels, valid_parts(gt_classes, truth))
+        sampled = batch.take(drawn.places, drawn.valid)
+        sampled.set("gt_classes", classes)
+        sampled.refer_to(truth, matches.gather(1, drawn.places))
+        if takes_padded(self._sample_proposals):
+            sampled.num_leading = int(self.batch_size_per_image * self.positive_fraction)
+        sampled.notes.measured |= self._sampling_statistics(sampled)
         return sampled
 
-    def _label_and_sample(self, proposals: Instances, target: Instances) -> Instances:
-        overlaps = pairwise_iou(target.gt_boxes, proposals.proposal_boxes)
-        matches, labels = self.proposal_matcher(overlaps)
-        chosen, classes = self._sample_proposals(matches, labels, target.gt_classes)
-        sampled = proposals[chosen]
-        sampled.gt_classes = classes
-        if len(target) > 0:
-            objects = matches[chosen]
-            for name, values in target.get_fields().items():
-                if name.startswith("gt_") and not sampled.has(name):
-                    sampled.set(name, values[objects])
-        return sampled
+    def _proposal_classes(self, matches: Tensor, labels: Tensor, gt_classes: Tensor, gt_valid: Tensor) -> Tensor:
+        """The class that each proposal should have, (N, P): that of its object, K for the background, -1 for none."""
+        classes = gt_classes.gather(1, matches)
+        is_object = (labels == 1) & gt_valid.any(dim=1, keepdim=True)
+        return torch.where(is_object, classes, self.num_classes).masked_fill(labels == -1, -1)
 
-    def _sample_proposals(self, matched_idxs: Tensor, matched_labels: Tensor, gt_classes: Tensor):
-        """The drawn proposals, and their classes.
+    @padded
+    def _sample_proposals(
+        self, matched_idxs: Tensor, matched_labels: Tensor, gt_classes: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The drawn proposals of one image, and their classes. An override of this is called for each image.
 
         Args:
             matched_idxs: (P,) row of the ground truth of each proposal.
             matched_labels: (P,) 1 object, 0 background, -1 ignored.
             gt_classes: (M,) classes of the ground truth.
         """
-        if gt_classes.numel() > 0:
-            classes = gt_classes[matched_idxs]
-            classes = torch.where(matched_labels == 1, classes, self.num_classes)
-            classes = torch.where(matched_labels == -1, -1, classes)
-        else:
-            classes = torch.full_like(matched_idxs, self.num_classes)
-        drawn = subsample_labels(classes, self.batch_size_per_image, self.positive_fraction, self.num_classes)
-        chosen = torch.cat(drawn)
+        valid = torch.ones(1, max(len(gt_classes), 1), dtype=torch.bool, device=gt_classes.device)
+        valid[:, len(gt_classes) :] = False
+        padded_classes = gt_classes.new_zeros(valid.shape)
+        padded_classes[:, : len(gt_classes)] = gt_classes
+        classes = self._proposal_classes(matched_idxs[None], matched_labels[None], padded_classes, valid)[0]
+        chosen = torch.cat(
+            subsample_labels(classes, self.batch_size_per_image, self.positive_fraction, self.num_classes)
+        )
         return chosen, classes[chosen]
+
+    def _sample_each_image(
+        self, batch: ObjectBatch, matches: Tensor, labels: Tensor, gt_classes: list[Tensor]
+    ) -> tuple[Drawn, Tensor]:
+        """What an override of :meth:`_sample_proposals` draws, (N, S), and the classes (N, S)."""
+        places, classes = [], []
+        for i, positions in enumerate(batch.positions()):
+            own = torch.arange(batch.num_places, device=batch.device)[positions]
+            chosen, own_classes = self._sample_proposals(matches[i][positions], labels[i][positions], gt_classes[i])
+            places.append(own[chosen])
+            classes.append(own_classes)
+        valid = pad_sequence([torch.ones_like(own, dtype=torch.bool) for own in places], batch_first=True)
+        return Drawn(pad_sequence(places, batch_first=True), valid), pad_sequence(classes, batch_first=True)
+
+    def _sampling_statistics(self, sampled: ObjectBatch) -> dict[str, Tensor]:
+        """The mean numbers of objects and of background proposals of an image."""
+        num_images = max(len(sampled), 1)
+        num_objects = _is_foreground(sampled, self.num_classes).sum() / num_images
+        num_boxes = sampled.valid.sum() / num_images
+        return {"roi_head/num_fg_samples": num_objects, "roi_head/num_bg_samples": num_boxes - num_objects}
 
     def forward(
         self,
         images: ImageList,
         features: dict[str, Tensor],
-        proposals: list[Instances],
-        targets: list[Instances] | None = None,
-    ) -> tuple[list[Instances], dict[str, Tensor]]:
+        proposals: Sequence[Instances],
+        targets: Sequence[Instances] | None = None,
+    ) -> tuple[Sequence[Instances], dict[str, Tensor]]:
         """Train on, or detect in, the proposals.
 
         Args:
@@ -201,11 +248,17 @@ def _levels(input_shape: dict[str, ShapeSpec], names: list[str]) -> tuple[int, t
     return channels.pop(), tuple(1.0 / (shape.stride or 1) for shape in shapes)
 
 
-def _flat_rois(boxes: Tensor) -> Tensor:
-    """(N, P, 4) -> (N * P, 5) with the image's index in front."""
-    num_images, num_boxes, _ = boxes.shape
-    images = torch.arange(num_images, dtype=boxes.dtype, device=boxes.device)
-    return torch.cat((images[:, None, None].expand(-1, num_boxes, -1), boxes), dim=-1).flatten(0, 1)
+def _pool(
+    pooler: nn.Module, maps: list[Tensor], instances: Sequence[Instances], field: str, head: nn.Module | None = None
+) -> Tensor:
+    """The pooled features (R, C, h, w) of the boxes in a field, for a head that is run on them."""
+    batch = as_batch(instances)
+    boxes = batch.tensor(field)
+    rows = rows_of(batch, head, must_be_exact=not takes_padded(pooler))
+    if takes_padded(pooler):
+        return pooler(maps, rows.rois(boxes))
+    kind: Any = batch.kind(field)
+    return pooler(maps, [kind(own) for own in valid_parts(boxes, batch)])
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -312,6 +365,7 @@ class StandardROIHeads(ROIHeads):
             "keypoint_head": build_keypoint_head(cfg, shape),
         }
 
+    @padded
     def forward(self, images, features, proposals, targets=None):
         """See :meth:`ROIHeads.forward`; masks and keypoints are predicted for the detected boxes."""
         if not self.training:
@@ -319,13 +373,27 @@ class StandardROIHeads(ROIHeads):
             return self.forward_with_given_boxes(features, detections), {}
         if targets is None:
             raise ValueError("training needs targets: each input must have 'instances' with its ground truth")
-        proposals = self.label_and_sample_proposals(proposals, targets)
+        proposals = as_batch(self.label_and_sample_proposals(proposals, targets))
+        self._exchange_normalizers(proposals)
         losses = self._forward_box(features, proposals)
         losses.update(self._forward_mask(features, proposals))
         losses.update(self._forward_keypoint(features, proposals))
         return proposals, losses
 
-    def forward_with_given_boxes(self, features: dict[str, Tensor], instances: list[Instances]) -> list[Instances]:
+    def _exchange_normalizers(self, proposals: ObjectBatch) -> None:
+        """What the losses are divided by, with one exchange between the ranks."""
+        objects = as_batch(select_foreground_proposals(proposals, self.num_classes)[0])
+        counts = {"proposals": proposals.valid.sum(), "objects": objects.valid.sum()}
+        if self.keypoint_on and objects.has("gt_keypoints") and not self.train_on_pred_boxes:
+            boxes, points = objects.tensor("proposal_boxes"), objects.tensor("gt_keypoints")
+            inside = keypoints_to_heatmap(points.flatten(0, 1), boxes.flatten(0, 1), 1).valid
+            counts["keypoints"] = (inside & objects.valid.flatten()[:, None]).sum()
+        proposals.notes.normalizers |= exchange_normalizers(counts)
+
+    @padded
+    def forward_with_given_boxes(
+        self, features: dict[str, Tensor], instances: Sequence[Instances]
+    ) -> Sequence[Instances]:
         """Masks and keypoints for boxes that are known, in inference.
 
         Args:
@@ -339,72 +407,69 @@ class StandardROIHeads(ROIHeads):
         instances = self._forward_mask(features, instances)
         return self._forward_keypoint(features, instances)
 
-    def detect(self, features: dict[str, Tensor], proposals: Proposals, image_sizes: Tensor) -> FixedPredictions:
-        """The tensor core of inference: fixed numbers of boxes in and out, no branch on a value.
-
-        Args:
-            features: maps (N, C, Hl, Wl) by name.
-            proposals: P for each image.
-            image_sizes: (N, 2), height and width.
-        """
-        pooled = self.box_pooler.pool([features[f] for f in self.box_in_features], _flat_rois(proposals.boxes))
-        predictions = self.box_predictor(self.box_head(pooled))
-        found = self.box_predictor.detect(predictions, proposals.boxes, proposals.valid, image_sizes)
-        return FixedPredictions(found, self._detect_masks(features, found) if self.mask_on else None)
-
-    def _detect_masks(self, features: dict[str, Tensor], found: Detections) -> Tensor:
-        maps = [features[f] for f in self.mask_in_features]
-        logits = self.mask_head.layers(self.mask_pooler.pool(maps, _flat_rois(found.boxes)))
-        masks = select_class_masks(logits, found.classes.flatten()).float().sigmoid()
-        return masks.unflatten(0, found.scores.shape)
-
-    def _forward_box(self, features: dict[str, Tensor], proposals: list[Instances]):
+    @padded
+    def _forward_box(self, features: dict[str, Tensor], proposals: Sequence[Instances]):
         """The losses of the box head in training, else the detections."""
+        what_follows = self.box_predictor.losses if self.training else self.box_predictor.inference
+        given = unpad_for(takes_padded(what_follows), as_batch(proposals))
         maps = [features[name] for name in self.box_in_features]
-        pooled = self.box_pooler(maps, [p.proposal_boxes for p in proposals])
+        pooled = _pool(self.box_pooler, maps, given, "proposal_boxes", self.box_head)
         predictions = self.box_predictor(self.box_head(pooled))
         if not self.training:
-            return self.box_predictor.inference(predictions, proposals)[0]
-        losses = self.box_predictor.losses(predictions, proposals)
+            return what_follows(predictions, given)[0]
+        losses = what_follows(predictions, given)
         if self.train_on_pred_boxes:
-            self._move_to_predicted_boxes(predictions, proposals)
+            self._move_to_predicted_boxes(predictions, given)
         return losses
 
     @torch.no_grad()
-    def _move_to_predicted_boxes(self, predictions, proposals: list[Instances]) -> None:
-        boxes = self.box_predictor.predict_boxes_for_gt_classes(predictions, proposals)
-        for own, own_boxes in zip(proposals, boxes):
+    def _move_to_predicted_boxes(self, predictions, proposals: Sequence[Instances]) -> None:
+        predict = self.box_predictor.predict_boxes_for_gt_classes
+        if isinstance(proposals, ObjectBatch) and takes_padded(predict):
+            boxes = self.box_predictor.decode_boxes_of_gt_classes(predictions, proposals)
+            proposals.set("proposal_boxes", boxes, proposals.kind("proposal_boxes"))
+            return
+        for own, own_boxes in zip(proposals, predict(predictions, proposals)):
             own.proposal_boxes = Boxes(own_boxes)
 
-    def _forward_mask(self, features: dict[str, Tensor], instances: list[Instances]):
+    @padded
+    def _forward_mask(self, features: dict[str, Tensor], instances: Sequence[Instances]):
         """The losses of the mask head in training, else the instances with ``pred_masks``."""
         if not self.mask_on:
             return {} if self.training else instances
         if self.training:
             instances, _ = select_foreground_proposals(instances, self.num_classes)
-        x = self._region_features(features, self.mask_in_features, self.mask_pooler, instances)
-        return self.mask_head(x, instances)
+        given = unpad_for(takes_padded(self.mask_head), as_batch(instances))
+        x = self._region_features(features, self.mask_in_features, self.mask_pooler, given, self.mask_head)
+        return self.mask_head(x, given)
 
-    def _forward_keypoint(self, features: dict[str, Tensor], instances: list[Instances]):
+    @padded
+    def _forward_keypoint(self, features: dict[str, Tensor], instances: Sequence[Instances]):
         """The losses of the keypoint head in training, else the instances with ``pred_keypoints``."""
         if not self.keypoint_on:
             return {} if self.training else instances
         if self.training:
             instances, _ = select_foreground_proposals(instances, self.num_classes)
-            instances = [x if len(x) == 0 else select_proposals_with_visible_keypoints([x])[0] for x in instances]
-        x = self._region_features(features, self.keypoint_in_features, self.keypoint_pooler, instances)
-        return self.keypoint_head(x, instances)
+            instances = select_proposals_with_visible_keypoints(instances)
+        given = unpad_for(takes_padded(self.keypoint_head), as_batch(instances))
+        x = self._region_features(features, self.keypoint_in_features, self.keypoint_pooler, given, self.keypoint_head)
+        return self.keypoint_head(x, given)
 
-    def _region_features(self, features, names: list[str], pooler: ROIPooler | None, instances: list[Instances]):
+    def _region_features(self, features, names: list[str], pooler, instances: Sequence[Instances], head: nn.Module):
         """What a head sees of the boxes: pooled features, or all maps by name where it has no pooler."""
         if pooler is None:
             return {name: features[name] for name in names}
-        boxes = [x.proposal_boxes if self.training else x.pred_boxes for x in instances]
-        return pooler([features[name] for name in names], boxes)
+        field = "proposal_boxes" if self.training else "pred_boxes"
+        return _pool(pooler, [features[name] for name in names], instances, field, head)
 
 
-def _build_pooler(settings, input_shape: dict[str, ShapeSpec], names: list[str]) -> tuple[ROIPooler, ShapeSpec]:
-    """The pooler that a head's ``POOLER_...`` settings describe, and the shape of what it pools."""
+def _build_pooler(settings, input_shape: dict[str, ShapeSpec], names: list[str]) -> tuple[ROIPooler | None, Any]:
+    """The pooler that a head's ``POOLER_...`` settings describe, and the shape of what it pools.
+
+    Without a ``POOLER_TYPE`` there is none, and the head sees the maps, whose shapes come by name.
+    """
+    if not settings.POOLER_TYPE:
+        return None, select_features(input_shape, names, "MODEL.ROI_HEADS.IN_FEATURES")
     channels, scales = _levels(input_shape, names)
     size = settings.POOLER_RESOLUTION
     pooler = ROIPooler(
@@ -491,31 +556,58 @@ class Res5ROIHeads(ROIHeads):
         )
         return nn.Sequential(*blocks), channels
 
-    def _shared_roi_transform(self, features: list[Tensor], boxes: list[Boxes]) -> Tensor:
+    @padded
+    def _shared_roi_transform(self, features: list[Tensor], boxes: list[Boxes] | Tensor) -> Tensor:
+        """What all heads see of boxes: (R, C, h, w) of N :class:`Boxes`, or of (R, 5) regions as poolers take them."""
         return self.res5(self.pooler(features, boxes))
 
+    def _transform(self, features: dict[str, Tensor], instances: Sequence[Instances], field: str) -> Tensor:
+        maps, batch = [features[name] for name in self.in_features], as_batch(instances)
+        is_padded = takes_padded(self._shared_roi_transform) and takes_padded(self.pooler)
+        rows = rows_of(batch, self.res5, must_be_exact=not is_padded)
+        boxes = batch.tensor(field)
+        if is_padded:
+            return self._shared_roi_transform(maps, rows.rois(boxes))
+        return self._shared_roi_transform(maps, [Boxes(own) for own in valid_parts(boxes, batch)])
+
+    @padded
     def forward(self, images, features, proposals, targets=None):
         """See :meth:`ROIHeads.forward`."""
         if self.training:
             if targets is None:
                 raise ValueError("training needs targets: each input must have 'instances' with its ground truth")
             proposals = self.label_and_sample_proposals(proposals, targets)
-        maps = [features[name] for name in self.in_features]
-        region_features = self._shared_roi_transform(maps, [p.proposal_boxes for p in proposals])
+        what_follows = self.box_predictor.losses if self.training else self.box_predictor.inference
+        given = unpad_for(takes_padded(what_follows), as_batch(proposals))
+        region_features = self._transform(features, given, "proposal_boxes")
         predictions = self.box_predictor(region_features.mean(dim=(2, 3)))
         if not self.training:
-            detections, _ = self.box_predictor.inference(predictions, proposals)
+            detections, _ = what_follows(predictions, given)
             return self.forward_with_given_boxes(features, detections), {}
-        losses = self.box_predictor.losses(predictions, proposals)
+        losses = what_follows(predictions, given)
         if self.mask_on:
-            objects, masks = select_foreground_proposals(proposals, self.num_classes)
-            losses.update(self.mask_head(region_features[torch.cat(masks).nonzero().squeeze(1)], objects))
-        return [], losses
+            losses.update(self._mask_losses(region_features, as_batch(given)))
+        return proposals, losses
 
-    def forward_with_given_boxes(self, features: dict[str, Tensor], instances: list[Instances]) -> list[Instances]:
+    def _mask_losses(self, region_features: Tensor, proposals: ObjectBatch) -> dict[str, Tensor]:
+        """The mask head on the rows of ``region_features`` that are objects."""
+        objects = as_batch(select_foreground_proposals(proposals, self.num_classes)[0])
+        rows = rows_of(objects, self.mask_head, must_be_exact=not takes_padded(self.mask_head))
+        chosen = rows.take(_row_numbers(rows_of(proposals))[:, : objects.num_places])
+        return self.mask_head(region_features[chosen], unpad_for(takes_padded(self.mask_head), objects))
+
+    @padded
+    def forward_with_given_boxes(
+        self, features: dict[str, Tensor], instances: Sequence[Instances]
+    ) -> Sequence[Instances]:
         """See :meth:`StandardROIHeads.forward_with_given_boxes`."""
         assert not self.training
         if not self.mask_on:
             return instances
-        maps = [features[name] for name in self.in_features]
-        return self.mask_head(self._shared_roi_transform(maps, [x.pred_boxes for x in instances]), instances)
+        given = unpad_for(takes_padded(self.mask_head), as_batch(instances))
+        return self.mask_head(self._transform(features, given, "pred_boxes"), given)
+
+
+def _row_numbers(rows: Rows) -> Tensor:
+    """(N, P) int64: the row of each place."""
+    return rows.put(torch.arange(len(rows.counts), device=rows.valid.device))

@@ -3,9 +3,9 @@ import torch
 
 from detlab.modeling.proposal_generator.proposal_utils import (
     add_ground_truth_to_proposals,
-    clip_boxes_to_images,
     find_top_rpn_proposals,
 )
+from detlab.modeling.suppression import clip_boxes_to_images
 from detlab.structures.boxes import Boxes, pairwise_iou
 from detlab.structures.instances import Instances
 

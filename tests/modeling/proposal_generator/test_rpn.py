@@ -4,8 +4,10 @@ import torch.nn.functional as F
 
 from detlab.config import get_cfg
 from detlab.layers.shape_spec import ShapeSpec
+from detlab.modeling.dense_prediction import flatten_cells
 from detlab.modeling.proposal_generator.build import build_proposal_generator
-from detlab.modeling.proposal_generator.rpn import StandardRPNHead, flatten_cells
+from detlab.modeling.proposal_generator.rpn import RPN, StandardRPNHead
+from detlab.modeling.sampling import subsample_labels
 from detlab.structures.boxes import Boxes
 from detlab.structures.image_list import ImageList
 from detlab.structures.instances import Instances
@@ -79,18 +81,31 @@ def test_a_batch_without_objects_has_no_regression_loss_but_gradients():
     assert all(p.grad is not None for p in rpn.parameters())
 
 
-def test_the_instances_shell_gives_what_the_tensor_core_gives():
-    rpn = make_rpn(POST_NMS_TOPK_TEST=50).eval()
+def test_proposals_are_padded_to_one_number_and_sorted_by_their_logit():
+    rpn = make_rpn(POST_NMS_TOPK_TEST=500, NMS_THRESH=0.2).eval()
     images, features = make_inputs()
     proposals, losses = rpn(images, features)
-    core = rpn.propose(features, torch.tensor([[64.0, 96.0], [50.0, 60.0]]))
-    assert losses == {} and core.boxes.shape == (2, 50, 4)
+    assert losses == {} and proposals.tensor("proposal_boxes").shape == (2, 500, 4)
     for n, own in enumerate(proposals):
-        assert len(own) == core.valid[n].sum() > 0
-        assert torch.equal(own.proposal_boxes.tensor, core.boxes[n][core.valid[n]])
-        assert torch.equal(own.objectness_logits, core.logits[n][core.valid[n]])
+        assert len(own) == proposals.valid[n].sum() and 0 < len(own) < 500
         assert (own.objectness_logits.diff() <= 0).all()
+        assert (proposals.tensor("proposal_boxes")[n, len(own) :] == 0).all()
     assert proposals[1].proposal_boxes.tensor[:, 2].max() <= 60
+
+
+def test_a_subsampling_of_the_users_own_is_asked_for_each_image():
+    class FirstAnchors(RPN):
+        def _subsample_labels(self, label):
+            positive, negative = subsample_labels(label, 4, 0.5, 0)
+            label.fill_(-1)
+            label[positive], label[negative] = 1, 0
+            return label
+
+    rpn = make_rpn()
+    rpn.__class__ = FirstAnchors
+    anchors = rpn.anchor_generator([torch.zeros(1, 8, 16, 24), torch.zeros(1, 8, 8, 12)])
+    labels, _ = rpn.label_and_sample_anchors(anchors, [truth([10, 10, 40, 40]), truth(size=(50, 60))])
+    assert [(own >= 0).sum().item() for own in labels] == [4, 4] and (labels[0] == 1).any()
 
 
 def test_anchors_across_the_boundary_take_no_part_when_a_threshold_is_set():

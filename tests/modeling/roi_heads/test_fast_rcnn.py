@@ -6,9 +6,11 @@ import torch.nn.functional as F
 
 from detlab.layers.shape_spec import ShapeSpec
 from detlab.modeling.box_regression import Box2BoxTransform
+from detlab.modeling.packing import Rows
 from detlab.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers, fast_rcnn_inference
 from detlab.structures.boxes import Boxes, pairwise_iou
 from detlab.structures.instances import Instances
+from detlab.structures.object_batch import as_batch
 
 
 def make_layers(num_classes=3, **kwargs):
@@ -116,25 +118,73 @@ def test_losses_of_no_proposals_are_zero_and_reach_every_parameter():
     assert all(p.grad is not None and (p.grad == 0).all() for p in layers.parameters())
 
 
-def test_the_tensor_core_gives_what_the_instances_shell_gives():
+def padded_proposals(proposals):
+    """The same proposals in a batch with places that are not valid, full of numbers that must not count."""
+    batch = as_batch(proposals)
+    places = torch.arange(batch.num_places + 3).expand(len(batch), -1).clamp(max=batch.num_places - 1)
+    valid = torch.cat((batch.valid, torch.zeros(len(batch), 3, dtype=torch.bool)), dim=1)
+    spoilt = batch.take(places, valid)
+    for name in spoilt.names:
+        values = spoilt.tensor(name)
+        spoilt.set(name, values.masked_fill(expand_to(~valid, values), 2), spoilt.kind(name))
+    spoilt.layout = Rows(valid, None)
+    return spoilt
+
+
+def expand_to(mask, values):
+    return mask.view(*mask.shape, *[1] * (values.dim() - 2)).expand_as(values)
+
+
+def padded_rows(batch, rows):
+    """A row for each place of the batch, where the padding holds numbers that must not count."""
+    full = torch.full((batch.valid.numel(), *rows.shape[1:]), 1e4)
+    return full.masked_scatter(batch.valid.flatten()[:, None].expand_as(full), rows)
+
+
+@pytest.mark.parametrize("settings", [{}, {"use_sigmoid_ce": True}, {"box_reg_loss_type": "giou"}])
+def test_padding_changes_neither_losses_nor_gradients(settings):
+    layers, proposals = make_layers(**settings), make_proposals()
+    spoilt = padded_proposals(proposals)
+    grads = []
+    for given, pad in ((proposals, False), (spoilt, True)):
+        x = torch.randn(11, 6, generator=torch.Generator().manual_seed(2)).requires_grad_()
+        losses = layers.losses(layers(padded_rows(spoilt, x) if pad else x), given)
+        grads.append([*losses.values(), *torch.autograd.grad(sum(losses.values()), [x, *layers.parameters()])])
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*grads))
+
+
+def test_padding_gives_no_detection():
     layers = make_layers(test_score_thresh=0.2, test_topk_per_image=6).eval()
     proposals = make_proposals((7, 4), labelled=False)
-    predictions = layers(torch.randn(11, 6))
-    shell, _ = layers.inference(predictions, proposals)
-    boxes, valid = torch.zeros(2, 7, 4), torch.zeros(2, 7, dtype=torch.bool)
-    padded = [torch.zeros(2, 7, p.shape[1]) for p in predictions]
-    for n, (start, count) in enumerate(((0, 7), (7, 4))):
-        boxes[n, :count], valid[n, :count] = proposals[n].proposal_boxes.tensor, True
-        for target, value in zip(padded, predictions):
-            target[n, :count] = value[start : start + count]
-    core = layers.detect(tuple(p.flatten(0, 1) for p in padded), boxes, valid, torch.tensor([[100.0, 120.0]] * 2))
+    x = torch.randn(11, 6)
+    shell, rows = layers.inference(layers(x), proposals)
+    spoilt = padded_proposals(proposals)
+    found, padded_from = layers.inference(layers(padded_rows(spoilt, x)), spoilt)
     for n, own in enumerate(shell):
-        count = core.counts[n]
-        assert len(own) == count > 0
-        assert torch.equal(own.pred_boxes.tensor, core.boxes[n, :count])
-        assert torch.equal(own.scores, core.scores[n, :count])
-        assert torch.equal(own.pred_classes, core.classes[n, :count])
-        assert (core.scores[n, count:] == 0).all()
+        count = len(own)
+        assert found.valid[n].sum() == count > 0 and len(padded_from[n]) == count
+        assert torch.allclose(own.pred_boxes.tensor, found.tensor("pred_boxes")[n, :count], atol=1e-4)
+        assert torch.allclose(own.scores, found.tensor("scores")[n, :count])
+        assert torch.equal(own.pred_classes, found.tensor("pred_classes")[n, :count])
+        assert torch.equal(rows[n], padded_from[n])
+        assert (found.tensor("scores")[n, count:] == 0).all()
+
+
+def test_a_predictor_with_probabilities_of_its_own_is_honoured():
+    class Doubtful(FastRCNNOutputLayers):
+        def predict_probs(self, predictions, proposals):
+            return [p * 0.5 for p in super().predict_probs(predictions, proposals)]
+
+    layers, proposals = make_layers().eval(), make_proposals((7, 4), labelled=False)
+    predictions = layers(torch.randn(11, 6))
+    sure = layers.inference(predictions, proposals)[0]
+    layers.__class__ = Doubtful
+    doubtful = layers.inference(predictions, proposals)[0]
+    assert torch.allclose(doubtful[0].scores, sure[0].scores / 2)
+
+
+def test_no_images_give_no_detections():
+    assert fast_rcnn_inference([], [], [], 0.5, 0.5, 10) == ([], [])
 
 
 def test_sigmoid_loss_scores_each_class_by_itself():

@@ -1,0 +1,55 @@
+"""Which models can run as one function of padded tensors.
+
+Compiled and exported models must not ask how many objects there are. The package's own stages do not; a subclass that
+overrides one of them may, and is refused by name rather than replaced by its parent's stage.
+"""
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from detlab.structures.object_batch import takes_padded
+
+__all__ = ["check_tensor_form"]
+
+
+def check_tensor_form(model: nn.Module) -> None:
+    """Refuse a model that is no function of padded tensors.
+
+    Raises:
+        TypeError: it has no tensor core, or a part of it does not take padded batches; says which.
+    """
+    if not hasattr(model, "tensor_core"):
+        raise TypeError(f"{type(model).__name__} has no tensor core: a method tensor_core(images, image_sizes)")
+    if getattr(model, "proposal_generator", model) is None:
+        raise TypeError(
+            f"the {type(model).__name__} takes its proposals from its inputs; it needs a proposal generator"
+        )
+    stages = [("proposal_generator", "forward"), ("roi_heads", "forward")]
+    found = [
+        _named(getattr(model, part), method)
+        for part, method in stages
+        if _lacks_tensor_form(getattr(model, part, None), method)
+    ]
+    found += [name for part in model.modules() for name in _overrides_without_tensor_form(part)]
+    if found:
+        raise TypeError(
+            f"{', '.join(dict.fromkeys(found))} takes lists of Instances, whose lengths a compiled or exported model "
+            "cannot know; write it for an ObjectBatch and mark it with detlab.structures.object_batch.padded"
+        )
+
+
+def _named(part: nn.Module, method: str) -> str:
+    return f"{type(part).__name__}.{method}"
+
+
+def _lacks_tensor_form(part: nn.Module | None, method: str) -> bool:
+    return part is not None and not takes_padded(getattr(type(part), method))
+
+
+def _overrides_without_tensor_form(part: nn.Module) -> Iterator[str]:
+    """The methods of a class that override one which takes padded batches, and do not themselves."""
+    for parent in type(part).__mro__[1:]:
+        for name, method in vars(parent).items():
+            if callable(method) and takes_padded(method) and not takes_padded(getattr(type(part), name)):
+                yield _named(part, name)
