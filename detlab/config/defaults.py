@@ -277,6 +277,8 @@ MODEL: dict[str, Any] = {
     "META_ARCHITECTURE": "GeneralizedRCNN",
     # "cuda", "cuda:1", "cpu", "mps".
     "DEVICE": "cuda",
+    # Compile the training forward of a two-stage model with torch.compile: minutes at the start, faster steps after.
+    "COMPILE": False,
     # Initial weights: a path, a URL, "detectron2://..." (the reference's zoo) or "torchvision://..."; "" starts from
     # random numbers.
     "WEIGHTS": "",

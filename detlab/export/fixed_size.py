@@ -30,6 +30,12 @@ class FixedSizeRCNN(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
+        if not hasattr(model, "tensor_core"):
+            raise TypeError(f"{type(model).__name__} has no tensor core: a method tensor_core(images, image_sizes)")
+        if getattr(model, "proposal_generator", model) is None:
+            raise TypeError(
+                f"{type(model).__name__} takes its proposals from its inputs; it needs a proposal generator"
+            )
         check_tensor_form(model)
         self.model: Any = model.eval()
 

@@ -17,14 +17,8 @@ def check_tensor_form(model: nn.Module) -> None:
     """Refuse a model that is no function of padded tensors.
 
     Raises:
-        TypeError: it has no tensor core, or a part of it does not take padded batches; says which.
+        TypeError: a part of it does not take padded batches; says which.
     """
-    if not hasattr(model, "tensor_core"):
-        raise TypeError(f"{type(model).__name__} has no tensor core: a method tensor_core(images, image_sizes)")
-    if getattr(model, "proposal_generator", model) is None:
-        raise TypeError(
-            f"the {type(model).__name__} takes its proposals from its inputs; it needs a proposal generator"
-        )
     stages = [("proposal_generator", "forward"), ("roi_heads", "forward")]
     found = [
         _named(getattr(model, part), method)

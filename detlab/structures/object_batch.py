@@ -158,6 +158,7 @@ class ObjectBatch(Sequence[Instances]):
         self.num_leading: int | None = None
         self._fields: dict[str, Tensor] = dict(fields or {})
         self._kinds: dict[str, type] = dict(kinds or {})
+        self._late: dict[str, Callable[[], Tensor]] = {}
         self._loose: dict[str, LooseField] = {}
         self._absent: dict[str, frozenset[int]] = {}  # images that lack a field which others have
         self._objects: ObjectBatch | None = None
@@ -184,13 +185,13 @@ class ObjectBatch(Sequence[Instances]):
 
     def has(self, name: str) -> bool:
         """Whether there is a field of that name, here or in the objects that places stand for."""
-        own = name in self._fields or name in self._loose
+        own = name in self.names
         return own or (self._objects is not None and self._is_referred(name) and self._objects.has(name))
 
     @property
     def names(self) -> list[str]:
         """The names of the batch's own fields."""
-        return [*self._fields, *self._loose]
+        return [*self._fields, *self._late, *self._loose]
 
     def tensor(self, name: str) -> Tensor:
         """A field as (N, P, ...).
@@ -198,6 +199,8 @@ class ObjectBatch(Sequence[Instances]):
         Raises:
             KeyError: there is none, or none that is a tensor.
         """
+        if name in self._late:
+            self._fields[name] = self._late.pop(name)()
         if name in self._fields:
             return self._fields[name]
         if self._objects is not None and self._rows is not None and self._is_referred(name):
@@ -222,13 +225,30 @@ class ObjectBatch(Sequence[Instances]):
             value: (N, P, ...).
             kind: the container it is handed out in; None for a tensor.
         """
+        self._forget(name)
         self._fields[name] = value
-        self._kinds.pop(name, None)
-        self._loose.pop(name, None)
-        self._absent.pop(name, None)
         if kind is not None:
             self._kinds[name] = kind
+
+    def set_late(self, name: str, compute: Callable[[], Tensor]) -> None:
+        """Add or replace a field that is made only when somebody asks for it or for an element.
+
+        Args:
+            name: of the field.
+            compute: gives (N, P, ...), perhaps by waiting for the device.
+        """
+        self._forget(name)
+        self._late[name] = compute
+
+    def _forget(self, name: str) -> None:
+        """Make room for a new field; elements do not have it yet."""
+        for known in (self._fields, self._kinds, self._late, self._loose, self._absent):
+            known.pop(name, None)  # type: ignore[attr-defined]
         self._elements = {}
+
+    def _make_late_fields(self) -> None:
+        for name in list(self._late):
+            self.tensor(name)
 
     def kind(self, name: str) -> type | None:
         """The container that a field is handed out in; None for a tensor."""
@@ -261,10 +281,21 @@ class ObjectBatch(Sequence[Instances]):
 
     def to(self, device: torch.device) -> ObjectBatch:
         """The batch on another device."""
+        self._make_late_fields()
         moved = move_together({**self._fields, "": self.valid}, device)
         valid = moved.pop("")
         batch = ObjectBatch(self.image_sizes, valid, moved, self._kinds, counts=self.counts, notes=self.notes)
         batch._loose, batch._absent = self._loose, self._absent
+        return batch
+
+    def of_tensors_alone(self, image_sizes: Tensor) -> ObjectBatch:
+        """The same batch without numbers on the host, which a compiled model would be specialised for.
+
+        Args:
+            image_sizes: (N, 2), height and width.
+        """
+        batch = ObjectBatch(image_sizes, self.valid, self._fields, self._kinds)
+        batch._loose = self._loose
         return batch
 
     # --------------------------------------------------------------------------------------------- other places
@@ -287,6 +318,7 @@ class ObjectBatch(Sequence[Instances]):
         return self._derive(self.valid & mask, lambda x: x, None)
 
     def _derive(self, valid: Tensor, select: Callable[[Tensor], Tensor], places: Tensor | None) -> ObjectBatch:
+        self._make_late_fields()
         fields = {name: select(value) for name, value in self._fields.items()}
         derived = ObjectBatch(self.image_sizes, valid, fields, self._kinds, notes=self.notes)
         derived._absent = self._absent
@@ -345,6 +377,7 @@ class ObjectBatch(Sequence[Instances]):
         return len(self._elements) > 0
 
     def _make_element(self, i: int) -> Instances:
+        self._make_late_fields()
         positions = self.positions()[i]
         element = Instances(self._image_size(i))
         for name, value in self._fields.items():
@@ -419,19 +452,24 @@ def gather_places(values: Tensor, places: Tensor) -> Tensor:
     return values.gather(1, index)
 
 
-def assign(instances: Sequence[Instances], batch: ObjectBatch, name: str, values: Tensor) -> None:
+def assign(
+    instances: Sequence[Instances], batch: ObjectBatch, name: str, values: Tensor | Callable[[], Tensor]
+) -> None:
     """Give objects a field, in place.
 
     Args:
         instances: the objects as they came.
         batch: :func:`as_batch` of them.
         name: of the field.
-        values: (N, P, ...) for the places of the batch.
+        values: (N, P, ...) for the places of the batch, or what gives them when they are needed.
     """
     if instances is batch:
-        batch.set(name, values)
+        if isinstance(values, Tensor):
+            batch.set(name, values)
+        else:
+            batch.set_late(name, values)
         return
-    for own, part in zip(instances, valid_parts(values, batch)):
+    for own, part in zip(instances, valid_parts(values if isinstance(values, Tensor) else values(), batch)):
         own.set(name, part)
 
 

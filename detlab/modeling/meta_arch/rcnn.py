@@ -4,7 +4,8 @@ An input is a dict with ``image`` (C, H, W); in training also ``instances`` with
 are the size wanted of the result, by default the image's; ``proposals`` serve where no generator makes them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -17,9 +18,11 @@ from detlab.modeling.meta_arch.image_model import ImageModel, ground_truth_of, i
 from detlab.modeling.postprocessing import postprocess_each
 from detlab.modeling.proposal_generator.build import build_proposal_generator
 from detlab.modeling.roi_heads.roi_heads import build_roi_heads
+from detlab.modeling.suppression import sizes_tensor
+from detlab.modeling.tensor_form import check_tensor_form
 from detlab.structures.image_list import ImageList
 from detlab.structures.instances import Instances
-from detlab.structures.object_batch import batch_on_device, notes_of
+from detlab.structures.object_batch import ObjectBatch, batch_on_device, notes_of
 from detlab.utils.events import get_event_storage, has_event_storage, log_scalars
 from detlab.utils.image import convert_image_to_rgb
 
@@ -54,6 +57,26 @@ class FixedSizeOutput(NamedTuple):
     keypoint_heatmaps: Tensor | None  # (N, D, J, S, S) logits, see heatmaps_to_keypoints; None without keypoints
 
 
+def _losses_and_measures(model, images, targets, given) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    step = model.compute_losses(images, targets, given)
+    return step.losses, step.measured
+
+
+@cache
+def _compiled_losses() -> Callable[..., tuple[dict[str, Tensor], dict[str, Any]]]:
+    """The losses and statistics of a model as one graph, compiled for each model and each kind of input.
+
+    It belongs to no model, so that a copy of a model does not train the first one.
+    """
+    return torch.compile(_losses_and_measures, fullgraph=True)
+
+
+def _of_tensors_alone(images: ImageList, *batches: ObjectBatch | None) -> list[Any]:
+    """The same with no number on the host that a graph would be specialised for."""
+    sizes = sizes_tensor(images.image_sizes, images.tensor)
+    return [ImageList(images.tensor, sizes), *[None if b is None else b.of_tensors_alone(sizes) for b in batches]]
+
+
 @META_ARCH_REGISTRY.register()
 class GeneralizedRCNN(ImageModel):
     """Backbone, proposal generator and ROI heads.
@@ -66,8 +89,11 @@ class GeneralizedRCNN(ImageModel):
         pixel_std: of each channel.
         input_format: ``RGB`` or ``BGR``, the channel order of the inputs; needed to show them.
         vis_period: show training images every so many iterations; 0 never.
+        compile_training: compile the training forward with ``torch.compile``; every new image size costs a compilation
+            until sizes are taken as dynamic.
 
     Raises:
+        TypeError: if the training forward is to be compiled and a part cannot be, see :func:`check_tensor_form`.
         ValueError: if the means and deviations do not fit, or images are to be shown without ``input_format``.
     """
 
@@ -84,10 +110,14 @@ class GeneralizedRCNN(ImageModel):
         pixel_std: tuple[float],
         input_format: str | None = None,
         vis_period: int = 0,
+        compile_training: bool = False,
     ) -> None:
         super().__init__(backbone, pixel_mean, pixel_std)
         self.proposal_generator = proposal_generator
         self.roi_heads = roi_heads
+        self.compile_training = compile_training
+        if compile_training:
+            check_tensor_form(self)
         self.input_format = input_format
         self.vis_period = vis_period
         if vis_period > 0 and input_format is None:
@@ -102,6 +132,7 @@ class GeneralizedRCNN(ImageModel):
             "roi_heads": build_roi_heads(cfg, shapes),
             "input_format": cfg.INPUT.FORMAT,
             "vis_period": cfg.VIS_PERIOD,
+            "compile_training": cfg.MODEL.COMPILE,
         }
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict] | Sequence[Instances]:
@@ -122,7 +153,12 @@ class GeneralizedRCNN(ImageModel):
                 "training needs ground truth, but the inputs have no 'instances'; is the mapper's is_train on?"
             )
         is_shown = self.vis_period > 0 and has_event_storage() and get_event_storage().iter % self.vis_period == 0
-        step = self.compute_losses(images, targets, self._given_proposals(batched_inputs), is_shown)
+        given = self._given_proposals(batched_inputs)
+        if self.compile_training and not is_shown:
+            losses, measured = _compiled_losses()(self, *_of_tensors_alone(images, targets, given))
+            log_scalars(**measured)
+            return losses
+        step = self.compute_losses(images, targets, given, is_shown)
         log_scalars(**step.measured)
         if is_shown:
             self.visualize_training(batched_inputs, step.proposals)
@@ -201,7 +237,7 @@ class GeneralizedRCNN(ImageModel):
             keypoint_heatmaps=found.tensor("pred_keypoint_heatmaps") if found.has("pred_keypoint_heatmaps") else None,
         )
 
-    def _given_proposals(self, batched_inputs: list[dict]) -> Sequence[Instances] | None:
+    def _given_proposals(self, batched_inputs: list[dict]) -> ObjectBatch | None:
         """What the inputs bring where no generator makes proposals."""
         if self.proposal_generator is not None:
             return None

@@ -67,8 +67,8 @@ def keypoint_rcnn_loss(
 def keypoint_rcnn_inference(pred_keypoint_logits: Tensor, pred_instances: Sequence[Instances]) -> None:
     """Add ``pred_keypoints`` (D, K, 3) [x, y, score] and ``pred_keypoint_heatmaps`` (D, K, S, S) to N instances.
 
-    A compiled or exported model gives the heat maps alone: where they peak is found at the size of each box, so that
-    no size is known beforehand; :func:`heatmaps_to_keypoints` finds it.
+    Where a heat map peaks is found at the size of its box, which nobody knows beforehand: in a batch the keypoints are
+    read off when they are asked for. A compiled or exported model gives the heat maps alone.
 
     Args:
         pred_keypoint_logits: (R, K, S, S).
@@ -79,10 +79,12 @@ def keypoint_rcnn_inference(pred_keypoint_logits: Tensor, pred_instances: Sequen
     batch = as_batch(pred_instances)
     rows = rows_of(batch)
     heatmaps = pred_keypoint_logits.detach()
-    if not torch.compiler.is_compiling():
-        boxes = rows.take(batch.tensor("pred_boxes")).detach()
-        keypoints = heatmaps_to_keypoints(heatmaps, boxes)[:, :, [0, 1, 3]]
-        assign(pred_instances, batch, "pred_keypoints", rows.put(keypoints))
+    boxes = rows.take(batch.tensor("pred_boxes")).detach()
+
+    def read_keypoints() -> Tensor:
+        return rows.put(heatmaps_to_keypoints(heatmaps, boxes)[:, :, [0, 1, 3]])
+
+    assign(pred_instances, batch, "pred_keypoints", read_keypoints)
     assign(pred_instances, batch, "pred_keypoint_heatmaps", rows.put(heatmaps))
 
 
