@@ -27,11 +27,13 @@ class Rows:
     Args:
         valid: (N, P) bool.
         index: (R,) int64, for each row its place, counted through all images; None if every place is a row.
+        is_exact: every row is valid.
     """
 
-    def __init__(self, valid: Tensor, index: Tensor | None) -> None:
+    def __init__(self, valid: Tensor, index: Tensor | None, is_exact: bool = True) -> None:
         self.valid = valid
         self.index = index
+        self.is_exact = is_exact
 
     @property
     def counts(self) -> Tensor:
@@ -76,8 +78,9 @@ def rows_of(instances: Sequence[Instances], head: nn.Module | None = None, must_
         must_be_exact: ask for the valid places only, for parts that know nothing of padding.
     """
     batch = as_batch(instances)
-    if batch.layout is None:
-        batch.layout = _choose_rows(batch, must_be_exact or (head is not None and _computes_batch_statistics(head)))
+    must_be_exact = must_be_exact or (head is not None and _computes_batch_statistics(head))
+    if batch.layout is None or (must_be_exact and not batch.layout.is_exact):
+        batch.layout = _choose_rows(batch, must_be_exact)
     return batch.layout
 
 
@@ -86,7 +89,7 @@ def _choose_rows(batch: ObjectBatch, must_be_exact: bool) -> Rows:
         return Rows(batch.valid, _index_of_counts(batch.counts, batch.valid))
     if must_be_exact or lengths_are_free(batch.valid):
         return Rows(batch.valid, batch.valid.flatten().nonzero().squeeze(1))
-    return Rows(batch.valid, None)
+    return Rows(batch.valid, None, is_exact=False)
 
 
 def _index_of_counts(counts: Sequence[int], valid: Tensor) -> Tensor | None:

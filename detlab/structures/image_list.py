@@ -50,6 +50,7 @@ class ImageList:
         size_divisibility: int = 0,
         pad_value: float = 0.0,
         padding_constraints: dict[str, int] | None = None,
+        pin_memory: bool = False,
     ) -> ImageList:
         """Pads images to one size.
 
@@ -60,6 +61,7 @@ class ImageList:
             pad_value: what is put around the images.
             padding_constraints: what a backbone asks for: "size_divisibility" overrides the argument, and
                 "square_size" > 0 makes H and W equal to it.
+            pin_memory: put the batch where a GPU can fetch it while the host goes on.
 
         Raises:
             ValueError: if there is no image, leading sizes differ, or an image is larger than "square_size".
@@ -69,7 +71,7 @@ class ImageList:
         _check_leading_sizes(tensors)
         sizes = [(image.shape[-2], image.shape[-1]) for image in tensors]
         padded_size = _padded_size(sizes, size_divisibility, padding_constraints or {})
-        return ImageList(_stack_padded(tensors, padded_size, pad_value), sizes)
+        return ImageList(_stack_padded(tensors, padded_size, pad_value, pin_memory), sizes)
 
 
 def _check_leading_sizes(images: Sequence[Tensor]) -> None:
@@ -96,16 +98,17 @@ def _padded_size(
     return height, width
 
 
-def _stack_padded(images: Sequence[Tensor], padded_size: tuple[int, int], pad_value: float) -> Tensor:
+def _stack_padded(images: Sequence[Tensor], padded_size: tuple[int, int], pad_value: float, pin_memory: bool) -> Tensor:
     height, width = padded_size
-    if len(images) == 1:
+    if len(images) == 1 and not pin_memory:
         image = images[0]
         right, bottom = width - image.shape[-1], height - image.shape[-2]
         padded = F.pad(image, (0, right, 0, bottom), value=pad_value) if right or bottom else image
         return padded.unsqueeze(0)
-    if all(image.shape[-2:] == padded_size for image in images):
+    if all(image.shape[-2:] == padded_size for image in images) and not pin_memory:
         return torch.stack(list(images))
-    batch = images[0].new_empty(len(images), *images[0].shape[:-2], height, width)
+    shape = (len(images), *images[0].shape[:-2], height, width)
+    batch = images[0].new_empty(shape, pin_memory=pin_memory)
     for i, image in enumerate(images):
         h, w = image.shape[-2:]
         batch[i, ..., :h, :w] = image

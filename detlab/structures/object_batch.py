@@ -392,7 +392,8 @@ class ObjectBatch(Sequence[Instances]):
 
     def _add_objects(self, element: Instances, i: int, rows: Tensor) -> None:
         """Give an element of another batch the fields of these rows of image ``i``, if it has objects."""
-        if self.positions()[i] == slice(0, 0):
+        positions = self.positions()[i]
+        if isinstance(positions, slice) and positions.stop == 0:
             return
         for name, value in self._fields.items():
             if self._is_referred(name) and not element.has(name):
@@ -559,7 +560,7 @@ def _pad(instances: list[Instances]) -> ObjectBatch:
     device = next((x.device for x in fields.values()), torch.device("cpu"))
     num_places = max(1, *counts) if counts else 1
     valid = torch.from_numpy(np.arange(num_places) < np.asarray(counts).reshape(-1, 1)).to(device, non_blocking=True)
-    containers = {name: kind for name, kind in kinds.items() if kind in _CONTAINERS}
+    containers = {name: kind for name, kind in kinds.items() if issubclass(kind, _CONTAINERS)}
     batch = ObjectBatch([own.image_size for own in instances], valid, fields, containers, counts=counts)
     batch._loose = loose
     batch._absent = {name: images for name, images in absent.items() if images}
@@ -569,7 +570,7 @@ def _pad(instances: list[Instances]) -> ObjectBatch:
 def _tensor_of(value: Any) -> Tensor | None:
     if isinstance(value, Tensor):
         return value
-    return value.tensor if type(value) in _CONTAINERS else None
+    return value.tensor if isinstance(value, _CONTAINERS) else None
 
 
 def _stackable(values: list[Any], tensors: list[Tensor | None]) -> bool:

@@ -49,10 +49,12 @@ class ImageModel(nn.Module):
         Args:
             batched_inputs: each with ``image``, (C, Hi, Wi) in the channel order and range of ``pixel_mean``.
         """
+        tensors = [x["image"] for x in batched_inputs]
         images = ImageList.from_tensors(
-            [x["image"] for x in batched_inputs],
+            tensors,
             self.backbone.size_divisibility,
             padding_constraints=self.backbone.padding_constraints,
+            pin_memory=self.device.type == "cuda" and torch.cuda.is_available() and not tensors[0].is_cuda,
         ).to(self.device, non_blocking=True)
         if all(size == images.tensor.shape[-2:] for size in images.image_sizes):
             return ImageList((images.tensor - self.pixel_mean) / self.pixel_std, images.image_sizes)

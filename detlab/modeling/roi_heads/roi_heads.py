@@ -38,6 +38,7 @@ from detlab.structures.object_batch import (
     takes_padded,
     valid_parts,
 )
+from detlab.utils.comm import get_world_size
 from detlab.utils.registry import Registry
 
 __all__ = [
@@ -382,6 +383,8 @@ class StandardROIHeads(ROIHeads):
 
     def _exchange_normalizers(self, proposals: ObjectBatch) -> None:
         """What the losses are divided by, with one exchange between the ranks."""
+        if get_world_size() == 1:
+            return
         objects = as_batch(select_foreground_proposals(proposals, self.num_classes)[0])
         counts = {"proposals": proposals.valid.sum(), "objects": objects.valid.sum()}
         if self.keypoint_on and objects.has("gt_keypoints") and not self.train_on_pred_boxes:
