@@ -9,7 +9,7 @@ import logging
 import os
 from collections import OrderedDict, defaultdict
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +24,8 @@ from detlab.utils.logger import create_small_table
 logger = logging.getLogger(__name__)
 
 IOU_PERCENTAGES = range(50, 100, 5)
+# Annotation files that are kept between evaluations, about 1 KB each; the largest split of VOC has 11540.
+MAX_KEPT_RECORDS = 1 << 14
 
 
 class PascalVOCDetectionEvaluator(DatasetEvaluator):
@@ -126,18 +128,32 @@ def _once_per_image(parts: Sequence[list[Detection]]) -> list[Detection]:
     return [d for rank, part in enumerate(parts) for d in part if owner.setdefault(d.image_id, rank) == rank]
 
 
-@cache
 def parse_rec(filename: str) -> list[dict[str, Any]]:
     """The objects of a VOC annotation file.
 
     Returns:
         Dicts with ``name``, ``pose``, ``truncated``, ``difficult``, and ``bbox`` [x1, y1, x2, y2] in whole pixels
-        counted from 1. The lists are kept and shared: do not change them.
+        counted from 1. The lists are kept and shared: do not change them. A file that has changed since is read anew.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is no VOC annotation; the message names the file.
     """
+    return _parse_rec(filename, _state_of(filename))
+
+
+def _state_of(filename: str) -> tuple[int, ...] | None:
+    """What changes when a local file is written anew; None if that cannot be told."""
+    try:
+        found = os.stat(filename)
+    except (OSError, ValueError):
+        # An address, or a file that is not there, of which the reader speaks.
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+@lru_cache(MAX_KEPT_RECORDS)
+def _parse_rec(filename: str, state: tuple[int, ...] | None) -> list[dict[str, Any]]:
     return [
         {
             "name": obj.name,

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from detlab.data.catalog import MetadataCatalog
+from detlab.evaluation import pascal_voc_evaluation
 from detlab.evaluation.pascal_voc_evaluation import PascalVOCDetectionEvaluator, parse_rec, voc_ap, voc_eval
 from detlab.structures.boxes import Boxes
 from detlab.structures.instances import Instances
@@ -100,6 +101,21 @@ def test_the_result_files_of_the_development_kit_are_read(folder):
 def test_an_annotation_file_is_parsed_as_it_is(folder):
     first = parse_rec(str(folder / "Annotations" / "000001.xml"))[1]
     assert first == {"name": "cat", "pose": "Left", "truncated": 0, "difficult": 1, "bbox": [51, 51, 70, 70]}
+
+
+def test_an_annotation_file_that_was_written_anew_is_read_anew_and_else_kept(voc, folder):
+    path = folder / "Annotations" / "000002.xml"
+    kept = parse_rec(str(path))
+    assert parse_rec(str(path)) is kept
+    assert feed(PascalVOCDetectionEvaluator(voc), PERFECT)["AP50"] == pytest.approx(100)
+    path.write_text(path.read_text().replace("cat", "bird"))
+    assert [entry["name"] for entry in parse_rec(str(path))] == ["bird"]
+    assert feed(PascalVOCDetectionEvaluator(voc), PERFECT)["AP-bird"] == 0
+
+
+def test_no_more_annotation_files_are_kept_than_the_largest_split_has():
+    limit = pascal_voc_evaluation._parse_rec.cache_info().maxsize
+    assert limit is not None and 11540 <= limit <= 100_000
 
 
 def test_a_broken_annotation_file_is_named(voc, folder):
