@@ -28,15 +28,14 @@ _ELSEWHERE: dict[str, tuple[str, str]] = {
     **dict.fromkeys(
         ("imgsz", "img_size", "img_scale", "image_size"), ("INPUT.MIN_SIZE_TRAIN", "with INPUT.MAX_SIZE_TRAIN")
     ),
-    **dict.fromkeys(("work_dir", "project", "output"), ("OUTPUT_DIR", "")),
-    **dict.fromkeys(("load_from", "pretrained", "checkpoint"), ("MODEL.WEIGHTS", "")),
+    **dict.fromkeys(("work_dir", "save_dir"), ("OUTPUT_DIR", "")),
+    **dict.fromkeys(("load_from", "pretrained"), ("MODEL.WEIGHTS", "")),
     "resume_from": ("MODEL.WEIGHTS", "or start with --resume"),
-    **dict.fromkeys(("data", "dataset", "ann_file", "data_root"), ("DATASETS.TRAIN", "names of registered datasets")),
+    **dict.fromkeys(("data", "ann_file", "data_root"), ("DATASETS.TRAIN", "names of registered datasets")),
     **dict.fromkeys(("conf", "score_thr"), ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "")),
     **dict.fromkeys(("iou", "iou_threshold"), ("MODEL.ROI_HEADS.NMS_THRESH_TEST", "")),
     "nc": ("MODEL.ROI_HEADS.NUM_CLASSES", ""),
     "optimizer": ("SOLVER.OPTIMIZER", ""),
-    "interval": ("SOLVER.CHECKPOINT_PERIOD", ""),
     "max_det": ("TEST.DETECTIONS_PER_IMAGE", ""),
     "amp": ("SOLVER.AMP.ENABLED", ""),
 }

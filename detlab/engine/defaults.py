@@ -45,6 +45,7 @@ from detlab.engine.test_plan import (
     warn_of_weights_that_are_not_finite,
 )
 from detlab.engine.train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
+from detlab.engine.train_plan import check_train_side
 from detlab.evaluation.build import build_evaluator
 from detlab.evaluation.evaluator import DatasetEvaluator, inference_on_dataset
 from detlab.evaluation.testing import print_csv_format, verify_results
@@ -379,6 +380,7 @@ class DefaultTrainer(TrainerBase):
         check_config(cfg)
         cfg = self.auto_scale_workers(cfg, comm.get_world_size()).clone()
         cfg.freeze()
+        check_train_side(cfg, type(self), DefaultTrainer)
         self.cfg = cfg
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
