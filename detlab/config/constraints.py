@@ -34,6 +34,8 @@ _BINS = Interval(1, 1024, whole=True)
 _PIXELS = Interval(1, 2**16, whole=True)
 _PIXELS_OR_0 = Interval(0, 2**16, whole=True)
 _SAMPLES = Interval(1, 2**24, whole=True)
+# There is room for so many in every image, whether they are found or not.
+_KEPT = Interval(1, 10**6, whole=True)
 _IMAGES = Interval(1, 2**20, whole=True)
 _PROCESSES = Interval(0, 2**20, whole=True)
 # Each is a process of a few hundred megabytes.
@@ -45,7 +47,6 @@ _FLAG = OneOf((True, False))
 # Of something that is registered; the registry knows which there are, and whether there may be none.
 _NAME = Text(r"(?s).*", "a name, as text")
 _NORM = Optional(_NAME, "no normalisation")
-_POOLER = Optional(_NAME, "no pooling")
 _NAMES = Each(Text())
 _FEATURES = Each(Text(words="the name of a feature map"))
 _THRESHOLDS = Each(_OVERLAP, at_least=1, rising=True)
@@ -113,7 +114,7 @@ def _rpn() -> dict[str, Limit]:
         f"{section}.HEAD_NAME": _NAME,
         f"{section}.IN_FEATURES": _FEATURES,
         f"{section}.CONV_DIMS": Each(Interval(1, 2**16, whole=True, also=-1, meaning="as many as come in"), at_least=1),
-        f"{section}.BOUNDARY_THRESH": Interval(),
+        f"{section}.BOUNDARY_THRESH": Interval(high=2**31, whole=True),
         f"{section}.IOU_THRESHOLDS": _THRESHOLDS,
         f"{section}.IOU_LABELS": _LABELS,
         f"{section}.BATCH_SIZE_PER_IMAGE": _SAMPLES,
@@ -125,8 +126,8 @@ def _rpn() -> dict[str, Limit]:
         f"{section}.LOSS_WEIGHT": _FROM_0,
         f"{section}.PRE_NMS_TOPK_TRAIN": _COUNT,
         f"{section}.PRE_NMS_TOPK_TEST": _COUNT,
-        f"{section}.POST_NMS_TOPK_TRAIN": _COUNT,
-        f"{section}.POST_NMS_TOPK_TEST": _COUNT,
+        f"{section}.POST_NMS_TOPK_TRAIN": _KEPT,
+        f"{section}.POST_NMS_TOPK_TEST": _KEPT,
         f"{section}.NMS_THRESH": _SHARE,
     }
 
@@ -174,7 +175,7 @@ def _pooler(section: str) -> dict[str, Limit]:
     return {
         f"{section}.POOLER_RESOLUTION": _BINS,
         f"{section}.POOLER_SAMPLING_RATIO": Interval(0, 1024, whole=True),
-        f"{section}.POOLER_TYPE": _POOLER,
+        f"{section}.POOLER_TYPE": _NAME,
     }
 
 
@@ -215,7 +216,7 @@ def _dense_heads() -> dict[str, Limit]:
         f"{retina}.BBOX_REG_WEIGHTS": _BOX_WEIGHTS,
         f"{retina}.SMOOTH_L1_LOSS_BETA": _FROM_0,
         f"{retina}.SCORE_THRESH_TEST": _SCORE,
-        f"{retina}.TOPK_CANDIDATES_TEST": _COUNT,
+        f"{retina}.TOPK_CANDIDATES_TEST": _KEPT,
         f"{retina}.NMS_THRESH_TEST": _SHARE,
         f"{semantic}.NAME": _NAME,
         f"{semantic}.IN_FEATURES": _FEATURES,
@@ -301,7 +302,7 @@ def _test() -> dict[str, Limit]:
         # As is "never" as a negative number.
         "EVAL_PERIOD": _WHOLE,
         "EXPECTED_RESULTS": Each(Anything("a row such as ['bbox', 'AP', 38.5, 0.2]")),
-        "DETECTIONS_PER_IMAGE": Interval(1, whole=True, also=-1, meaning="all"),
+        "DETECTIONS_PER_IMAGE": Interval(1, 10**6, whole=True, also=-1, meaning="all"),
         "KEYPOINT_OKS_SIGMAS": Each(_ABOVE_0),
         "AUG.ENABLED": _FLAG,
         "AUG.MIN_SIZES": Each(_PIXELS, at_least=1),

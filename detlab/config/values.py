@@ -12,7 +12,7 @@ import re
 import reprlib
 import sys
 from ast import literal_eval
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 __all__ = ["assigned_value", "merged_value", "new_value", "shown"]
@@ -173,7 +173,7 @@ def _cure(value: Any, current: Any) -> str:
     return ""
 
 
-def _cure_of_list(text: str, current: Sequence[Any]) -> str:
+def _cure_of_list(text: str, current: list[Any] | tuple[Any, ...]) -> str:
     """For a text that was to be a list: brackets that do not close, texts without quotes."""
     if re.search(r"[\[(].*[\[(]", text):
         return ", which spells no list; close each bracket, and put texts in quotes"

@@ -196,7 +196,7 @@ def get_default_optimizer_params(
     for entry in _trainable_parameters(model):
         settings = dict(common)
         if weight_decay_norm is not None and isinstance(entry.module, NORM_LAYERS):
-            settings["weight_decay"] = weight_decay_norm
+            settings["weight_decay"] = float(weight_decay_norm)
         if lr_factor_func is not None:
             settings["lr"] *= lr_factor_func(entry.full_name)
         settings.update(exceptions.get(entry.name, {}))
@@ -212,7 +212,8 @@ def _bias_settings(base_lr: float | None, lr_factor: float | None, weight_decay:
 
 
 def _without_none(**settings: float | None) -> dict[str, float]:
-    return {name: value for name, value in settings.items() if value is not None}
+    # Torch takes whole numbers up to 64 bits only.
+    return {name: float(value) for name, value in settings.items() if value is not None}
 
 
 def reduce_param_groups(params: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from detlab.config import constraints
 from detlab.config.config import CfgNode, get_cfg
 from detlab.config.constraints import LIMITS, RULES, check_config, problem_with
 from detlab.config.limits import OneOf
+from detlab.utils.image import read_image
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").rglob("*.yaml"))
 
@@ -181,6 +183,20 @@ def test_stacked_images_and_formats_of_ones_own_have_as_many_channels_as_they_li
         check_config(cfg)
 
 
+@pytest.mark.parametrize("format", LIMITS["INPUT.FORMAT"].values)
+def test_every_image_format_that_is_accepted_is_read_and_has_the_channels_that_are_asked_for(format, tmp_path):
+    mode = format if format in ("I;16", "I", "F") else "RGB"
+    Image.new(mode, (5, 4)).save(tmp_path / "image.tiff")
+    channels = read_image(str(tmp_path / "image.tiff"), format).reshape(4, 5, -1).shape[2]
+    cfg = get_cfg()
+    cfg.INPUT.FORMAT, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = format, [1.0] * channels, [1.0] * channels
+    check_config(cfg)
+    if channels > 1:
+        cfg.MODEL.PIXEL_MEAN = cfg.MODEL.PIXEL_STD = [1.0] * (channels - 1)
+        with pytest.raises(ValueError, match=f"must have {channels} numbers each for images"):
+            check_config(cfg)
+
+
 def test_all_problems_are_named_at_once():
     cfg = get_cfg()
     cfg.MODEL.RPN.POSITIVE_FRACTION = 3
@@ -234,7 +250,7 @@ MAY_BE_NONE = {
     "MODEL.WEIGHTS",
     *(f"SOLVER.{key}" for key in ("WEIGHT_DECAY_NORM", "WEIGHT_DECAY_BIAS", "BIAS_LR_FACTOR")),
 }
-NORMS_AND_POOLERS = {key for key in LIMITS if key.endswith((".NORM", ".POOLER_TYPE"))}
+NORMS = {key for key in LIMITS if key.endswith(".NORM")}
 
 
 def default_of(key):
@@ -258,7 +274,7 @@ def test_an_odd_value_is_taken_only_where_it_means_something(key):
 
     def means_something(value):
         if value is None:
-            return key in MAY_BE_NONE | NORMS_AND_POOLERS
+            return key in MAY_BE_NONE | NORMS
         if isinstance(value, str):
             return isinstance(default, str)
         if isinstance(value, (list, tuple)):
