@@ -1,6 +1,7 @@
 """What a training needs is found out before its model is built; what a subclass builds itself is left to it."""
 
 import functools
+import logging
 import os
 import subprocess
 import sys
@@ -18,6 +19,16 @@ from detlab.engine.defaults import DefaultTrainer
 from tests.engine.toys import ToyLoader, ToyModel
 from tests.limits import MEBIBYTE, run_limited
 from tests.modeling.tiny import tiny_config
+
+
+@pytest.fixture(autouse=True)
+def logger_as_before():
+    """A trainer sets the logger of the package up, after which tests of messages would see none."""
+    logger = logging.getLogger("detlab")
+    before = logger.propagate, logger.level, list(logger.handlers)
+    yield
+    logger.propagate, logger.handlers = before[0], before[2]
+    logger.setLevel(before[1])
 
 
 class WithoutModel(DefaultTrainer):
