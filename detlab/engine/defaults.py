@@ -30,6 +30,7 @@ from detlab.data.build import build_detection_test_loader, build_detection_train
 from detlab.data.catalog import MetadataCatalog
 from detlab.data.transforms.augmentation_impl import ResizeShortestEdge
 from detlab.engine import hooks
+from detlab.engine.command_line import SettingsParser
 from detlab.engine.config_changes import (
     apply_solver_changes,
     changed_settings,
@@ -98,14 +99,15 @@ _EXAMPLES = """examples:
 
 
 def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
-    """The command line of the training tools.
+    """The command line of the training tools: flags and settings, in any order.
 
     Args:
         epilog: shown at the end of the help, in place of examples.
     """
-    parser = argparse.ArgumentParser(
+    parser = SettingsParser(
         epilog=epilog or _EXAMPLES.format(program=os.path.basename(sys.argv[0])),
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        settings_help="settings to change: 'KEY VALUE' pairs, for Python configs 'path.key=value'",
     )
     parser.add_argument("--config-file", default="", metavar="FILE", help="the config to start from")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR, if any")
@@ -127,12 +129,6 @@ def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParse
         "--dist-url",
         default="auto",
         help="where the processes meet, tcp://host:port; 'auto' takes a free port of this machine",
-    )
-    parser.add_argument(
-        "opts",
-        nargs=argparse.REMAINDER,
-        metavar="KEY VALUE",
-        help="settings to change, after all other arguments: 'KEY VALUE' pairs, for Python configs 'path.key=value'",
     )
     return parser
 

@@ -326,9 +326,9 @@ def test_a_module_that_is_not_there_is_refused(command, run_tool):
         run_tool(["--import", "nowhere.py", *command("a")])
 
 
-def test_flags_behind_settings_are_refused(command, run_tool):
-    with pytest.raises(ValueError, match="--resume"):
-        run_tool([*command("a"), "--resume", "1"])
+def test_a_setting_without_a_value_is_refused_also_behind_flags(command, run_tool):
+    with pytest.raises(ValueError, match="'SEED' has no value"):
+        run_tool([*command("a"), "--resume", "SEED"])
 
 
 def test_a_run_whose_last_checkpoint_is_not_named_is_not_begun_anew(command, run_tool):
