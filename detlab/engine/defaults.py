@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from detlab.checkpoint.detection_checkpoint import DetectionCheckpointer
 from detlab.config.config import CfgNode, get_cfg
-from detlab.config.constraints import check_config
+from detlab.config.constraints import LIMITS, check_config
 from detlab.config.lazy import LazyConfig
 from detlab.data.build import build_detection_test_loader, build_detection_train_loader
 from detlab.data.catalog import MetadataCatalog
@@ -201,7 +201,7 @@ def default_setup(cfg: CfgNode | DictConfig, args: argparse.Namespace) -> None:
     # Evaluation sees images of many sizes, and timing kernels for each takes longer than it saves.
     if is_training:
         torch.backends.cudnn.benchmark = _setting(cfg, "CUDNN_BENCHMARK", "train.cudnn_benchmark", False)
-    _set_matmul_precision(_setting(cfg, "FLOAT32_PRECISION", "train.float32_precision", ""))
+    _set_matmul_precision(cfg)
 
 
 def _setting(cfg: CfgNode | DictConfig, yaml_key: str, lazy_key: str, default: Any) -> Any:
@@ -281,13 +281,14 @@ def _free_path(output_dir: str) -> str:
     return next(path for path in paths if not PathManager.isfile(path))
 
 
-def _set_matmul_precision(precision: str) -> None:
-    if not precision:
-        return
-    known = ("highest", "high", "medium")
-    if precision not in known:
-        raise ValueError(f"FLOAT32_PRECISION must be one of {known} or '', got {precision!r}")
-    torch.set_float32_matmul_precision(precision)
+def _set_matmul_precision(cfg: CfgNode | DictConfig) -> None:
+    precision = _setting(cfg, "FLOAT32_PRECISION", "train.float32_precision", "")
+    limit = LIMITS["FLOAT32_PRECISION"]
+    if not limit.accepts(precision):
+        name = "FLOAT32_PRECISION" if isinstance(cfg, CfgNode) else "train.float32_precision"
+        raise ValueError(f"{name} must be {limit.describe()}, got {precision!r}")
+    if precision:
+        torch.set_float32_matmul_precision(precision)
 
 
 def default_writers(output_dir: str, max_iter: int | None = None) -> list[EventWriter]:
@@ -519,10 +520,20 @@ class DefaultTrainer(TrainerBase):
             verify_results(self.cfg, self._last_eval_results or {})
         return self._last_eval_results
 
+    def before_step(self) -> None:
+        """Tell the inner trainer the iteration, also for a ``run_step`` of one's own; then call the hooks."""
+        self._trainer.iter, self._trainer.max_iter = self.iter, self.max_iter
+        super().before_step()
+
     def run_step(self) -> None:
         """A step of the inner :class:`SimpleTrainer` or :class:`AMPTrainer`."""
-        self._trainer.iter, self._trainer.max_iter = self.iter, self.max_iter
         self._trainer.run_step()
+
+    def _write_metrics(
+        self, loss_dict: Mapping[str, torch.Tensor], data_time: float, prefix: str = "", iter: int | None = None
+    ) -> None:
+        """That of the inner trainer, for a ``run_step`` of one's own; see :meth:`SimpleTrainer._write_metrics`."""
+        self._trainer._write_metrics(loss_dict, data_time, prefix, iter)
 
     def after_train(self) -> None:
         """Write the metrics that are left, then call the hooks."""
@@ -672,11 +683,9 @@ class DefaultTrainer(TrainerBase):
 
 
 def _amp_precision(cfg: CfgNode) -> torch.dtype:
-    known = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+    """Of a config that was checked."""
     name = cfg.SOLVER.AMP.PRECISION or ("bfloat16" if torch.device(cfg.MODEL.DEVICE).type == "cpu" else "float16")
-    if name not in known:
-        raise ValueError(f"SOLVER.AMP.PRECISION must be one of {sorted(known)} or '', got {name!r}")
-    return known[name]
+    return getattr(torch, name)
 
 
 def _check_test_side(cfg: CfgNode, trainer_class: type[DefaultTrainer]) -> None:

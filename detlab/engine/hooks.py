@@ -31,6 +31,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LRScheduler as _TorchScheduler
 
 from detlab.checkpoint.periodic_checkpoint import PeriodicCheckpointer as _SavePeriodically
+from detlab.data.loader import endless_batches
 from detlab.engine.interruption import StoppedBySignal, ends_at_once
 from detlab.engine.train_loop import HookBase
 from detlab.evaluation.testing import flatten_results_dict
@@ -519,7 +520,8 @@ class PreciseBN(HookBase):
     Args:
         period: in iterations; 0 updates at the end only.
         model: in training mode; nothing is done if it has no batch normalisation that is being trained.
-        data_loader: batches for the model, not the trainer's own loader: this one would take batches away from it.
+        data_loader: batches for the model, not the trainer's own loader: this one would take batches away from it. A
+            finite one is started again at its end.
         num_iter: batches on each rank.
     """
 
@@ -542,21 +544,13 @@ class PreciseBN(HookBase):
         if not norms:
             return
         logger.info(f"computing the statistics of {len(norms)} batch norms over {self._num_iter} batches")
-        seek = getattr(self._data_loader, "set_start_iteration", None)
-        if seek is not None:
-            seek(self.trainer.iter)
+        can_begin_anywhere = hasattr(self._data_loader, "set_start_iteration")
+        batches = endless_batches(self._data_loader, self.trainer.iter if can_begin_anywhere else 0)
         moments = {norm: _Moments(norm) for norm in norms}
         # A storage of its own: what the model logs here is no part of training.
         with EventStorage(), torch.no_grad(), _observing(moments), _running_statistics_fixed(norms):
-            num_batches = 0
-            for batch in itertools.islice(self._data_loader, self._num_iter):
+            for batch in itertools.islice(batches, self._num_iter):
                 self._model(batch)
-                num_batches += 1
-        if num_batches < self._num_iter:
-            raise ValueError(
-                f"PreciseBN wants {self._num_iter} batches (TEST.PRECISE_BN.NUM_ITER) but its data loader ended after "
-                f"{num_batches}"
-            )
         for norm, norm_moments in moments.items():
             norm_moments.add_other_ranks()
             norm_moments.write_to(norm)

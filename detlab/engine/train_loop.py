@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import numbers
 import random
 import signal
 import struct
@@ -132,7 +133,7 @@ class TrainerBase:
 
     @max_iter.setter
     def max_iter(self, value: int) -> None:
-        self._max_iter = max(value, self._earliest_end)
+        self._max_iter = max(_checked_count(value, "max_iter"), self._earliest_end)
 
     @property
     def hooks(self) -> tuple[HookBase, ...]:
@@ -167,9 +168,11 @@ class TrainerBase:
         itself are left to it.
 
         Raises:
+            TypeError: one of the two is no number.
             StoppedBySignal: a ``SystemExit`` with status 143 after SIGTERM, and with 130 after Ctrl-C, when it is a
                 ``KeyboardInterrupt`` as well.
         """
+        _checked_count(start_iter, "start_iter")
         logger.info(f"Starting training from iteration {start_iter}")
         self.iter = self.start_iter = self._earliest_end = start_iter
         self._last_done = start_iter - 1
@@ -271,6 +274,13 @@ class TrainerBase:
                 hooks[key].load_state_dict(state)
             else:
                 logger.warning(f"the checkpoint has a state of the hook {key!r}, which this trainer does not have")
+
+
+def _checked_count(value: Any, name: str) -> Any:
+    """A number of iterations; infinitely many are for a run that a hook ends."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or math.isnan(value):
+        raise TypeError(f"{name} must be a number of iterations, got {value!r}")
+    return value
 
 
 def seed_step(step_seed: int, iteration: int) -> None:
@@ -457,6 +467,17 @@ class SimpleTrainer(TrainerBase):
             if not all(m.is_finite for m in metrics):
                 raise FloatingPointError(_describe_failure(metrics, record))
             _put_metrics(metrics)
+
+    def _write_metrics(
+        self, loss_dict: Mapping[str, Tensor], data_time: float, prefix: str = "", iter: int | None = None
+    ) -> None:
+        """:meth:`write_metrics` of this iteration, or of ``iter``, if ``gather_metric_period`` says that it is time.
+
+        For a ``run_step`` of one's own, which users of the reference write around it.
+        """
+        iteration = self.iter if iter is None else iter
+        if (iteration + 1) % self.gather_metric_period == 0:
+            self.write_metrics(loss_dict, data_time, iteration, prefix)
 
     @staticmethod
     def write_metrics(loss_dict: Mapping[str, Tensor], data_time: float, cur_iter: int, prefix: str = "") -> None:

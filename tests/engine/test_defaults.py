@@ -5,6 +5,7 @@ import gc
 import logging
 import os
 import re
+import time
 import weakref
 
 import numpy as np
@@ -14,7 +15,9 @@ from torch import nn
 
 from detlab.checkpoint.detection_checkpoint import DetectionCheckpointer
 from detlab.config.config import get_cfg
+from detlab.config.constraints import LIMITS
 from detlab.config.lazy import LazyConfig
+from detlab.config.limits import OneOf
 from detlab.engine import defaults
 from detlab.engine.defaults import DefaultPredictor, DefaultTrainer
 from detlab.engine.hooks import BestCheckpointer
@@ -183,6 +186,20 @@ def test_the_precision_of_products_is_set(tmp_path):
         torch.set_float32_matmul_precision(before)
 
 
+def test_precisions_are_those_of_the_limits_for_both_kinds_of_configs(tmp_path, monkeypatch):
+    from omegaconf import OmegaConf
+
+    lazy = OmegaConf.create({"train": {"output_dir": str(tmp_path), "float32_precision": "best"}})
+    with pytest.raises(ValueError, match=r"train\.float32_precision must be .*'highest'.*, got 'best'"):
+        defaults.default_setup(lazy, argparse.Namespace())
+    for key, limit in (("FLOAT32_PRECISION", "lowest"), ("SOLVER.AMP.PRECISION", "float64")):
+        monkeypatch.setitem(LIMITS, key, OneOf(("", limit)))
+    with pytest.raises(ValueError, match=r"train\.float32_precision must be '' or 'lowest', got 'best'"):
+        defaults.default_setup(lazy, argparse.Namespace())
+    with pytest.raises(ValueError, match=r"torch\.bfloat16, got torch\.float64"):
+        ToyTrainer(toy_cfg(tmp_path, "SOLVER.AMP.ENABLED", True, "SOLVER.AMP.PRECISION", "float64"))
+
+
 def test_one_process_needs_no_wrapper():
     model = nn.Linear(1, 1)
     assert defaults.create_ddp_model(model, broadcast_buffers=False) is model
@@ -278,6 +295,29 @@ def test_hooks_hear_of_the_backward_pass_and_see_gradients(tmp_path):
     trainer.train()
     assert len(LookAtGradients.norms) == 6
     assert any(LookAtGradients.norms)
+
+
+@pytest.mark.parametrize("writes", ["trainer", "inner"])
+@pytest.mark.parametrize("amp", [False, True])
+def test_a_step_as_users_of_the_reference_write_it_trains_and_its_metrics_are_written(tmp_path, writes, amp):
+    class OwnStep(ToyTrainer):
+        def run_step(self):
+            assert self.model.training
+            start = time.perf_counter()
+            data = next(self._trainer._data_loader_iter)
+            data_time = time.perf_counter() - start
+            loss_dict = self.model(data)
+            losses = sum(loss_dict.values())
+            self.optimizer.zero_grad()
+            losses.backward()
+            (self if writes == "trainer" else self._trainer)._write_metrics(loss_dict, data_time)
+            self.optimizer.step()
+
+    trainer = OwnStep(toy_cfg(tmp_path, "SOLVER.AMP.ENABLED", amp))
+    trainer.train()
+    history = trainer.storage.history("loss_a").values()
+    assert [iteration for _, iteration in history] == list(range(6))
+    assert not torch.equal(trainer.model.linear.weight, ToyTrainer.build_model(None).linear.weight)
 
 
 def test_a_trainer_is_gone_when_it_is_dropped(tmp_path):

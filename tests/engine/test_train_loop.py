@@ -124,6 +124,34 @@ def test_a_hook_sets_the_end_of_a_run_after_the_step_that_is_going_on(moment, it
     assert trainer.state_dict()["iteration"] == len(iterations) - 1
 
 
+@pytest.mark.parametrize("value", [None, "9", float("nan"), True])
+def test_an_end_that_is_no_number_of_iterations_is_refused(value):
+    class SetEnd(HookBase):
+        def before_train(self):
+            self.trainer.max_iter = value
+
+    trainer = toy_trainer()
+    with pytest.raises(TypeError, match=f"max_iter must be a number of iterations, got {value!r}"):
+        trainer.train(0, value)
+    with pytest.raises(TypeError, match=f"start_iter must be a number of iterations, got {value!r}"):
+        trainer.train(value, 3)
+    trainer.register_hooks([SetEnd()])
+    with pytest.raises(TypeError, match=f"max_iter must be a number of iterations, got {value!r}"):
+        trainer.train(0, 3)
+
+
+def test_a_run_without_an_end_is_ended_by_a_hook():
+    class End(HookBase):
+        def after_step(self):
+            if self.trainer.iter == 4:
+                self.trainer.max_iter = 5
+
+    trainer = toy_trainer()
+    trainer.register_hooks([End()])
+    trainer.train(0, math.inf)
+    assert trainer.iter == 5
+
+
 def test_the_state_names_the_last_iteration_that_is_done_at_every_moment():
     trainer, seen = toy_trainer(), []
 
@@ -355,6 +383,29 @@ def test_write_metrics_puts_means_under_the_iteration_and_prefix():
     assert latest["data_time"] == (0.25, 3)
     with EventStorage(), pytest.raises(FloatingPointError, match="loss_a = inf"):
         SimpleTrainer.write_metrics({"loss_a": torch.tensor(math.inf)}, 0.0, 0)
+
+
+def test_a_trainer_without_a_loader_says_so_before_any_step():
+    trainer = SimpleTrainer(torch.nn.Linear(1, 1), None, None)
+    with pytest.raises(TypeError, match="must be an iterable of batches, got None"):
+        trainer.train(0, 1)
+
+
+@pytest.mark.parametrize("period", [1, 2])
+def test_metrics_of_a_step_of_ones_own_are_written_when_it_is_time(period):
+    class OwnStep(SimpleTrainer):
+        def run_step(self):
+            losses = self.model(next(self._data_loader_iter))
+            sum(losses.values()).backward()
+            self._write_metrics(losses, 0.5, prefix="own_")
+
+    trainer = toy_trainer(trainer_class=OwnStep, gather_metric_period=period)
+    trainer.train(0, 4)
+    iterations = [iteration for _, iteration in trainer.storage.history("own_loss_a").values()]
+    assert iterations == list(range(period - 1, 4, period))
+    with EventStorage() as storage:
+        trainer._write_metrics({"loss": torch.tensor(2.0)}, 0.5, iter=7)
+    assert storage.latest()["total_loss"] == (2.0, 7)
 
 
 # --------------------------------------------------------------------------------------------------- exact resume

@@ -1,5 +1,6 @@
 """From the command line to weights and results: tools/train_net.py and its relatives, on generated pictures."""
 
+import itertools
 import json
 import os
 import signal
@@ -215,6 +216,20 @@ def test_the_plain_loop_ends_with_the_same_weights_and_resumes(command, run_tool
     assert_same(saved_weights(tmp_path / "hooks"), saved_weights(tmp_path / "plain"))
 
 
+def test_the_plain_loop_over_a_finite_loader_goes_on_to_its_end(command, run_tool, tmp_path, monkeypatch):
+    tool = load_tool("plain_train_net")
+    build = tool.build_detection_train_loader
+    monkeypatch.setattr(tool, "build_detection_train_loader", lambda cfg: list(itertools.islice(build(cfg), 4)))
+    monkeypatch.setattr(tool, "DetectionCheckpointer", _without_loader(tool.DetectionCheckpointer))
+    tool.main(default_argument_parser().parse_args(command("plain", options=["DATASETS.TEST", "()"])))
+    assert (tmp_path / "plain" / "last_checkpoint").read_text() == "model_final.pth"
+
+
+def _without_loader(checkpointer_class):
+    """A plain list has no state to be saved."""
+    return lambda *args, data_loader=None, **states: checkpointer_class(*args, **states)
+
+
 def test_the_plain_loop_stops_by_a_signal_and_resumes(command, run_tool, tmp_path, monkeypatch):
     options = ["DATASETS.TEST", "()"]
     run_tool(command("whole", options=options), tool="plain_train_net")
@@ -273,6 +288,30 @@ def test_what_is_wrong_with_a_python_config_is_said_before_training(
     with pytest.raises(error, match=f"(?s){message}"):
         run_tool(["--config-file", config, "--import", USER_MODULE, *options], tool="lazyconfig_train_net")
     assert not (tmp_path / "lazy" / "iterations.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--config-file", "configs/quick_start/shapes_mask_rcnn.yaml"],
+            r"shapes_mask_rcnn\.yaml .*tools/train_net\.py",
+        ),
+        ([], "name a Python config with --config-file"),
+    ],
+)
+def test_what_is_no_python_config_is_sent_to_the_program_that_takes_it(
+    run_tool, project_root, monkeypatch, arguments, message
+):
+    monkeypatch.chdir(project_root)
+    with pytest.raises(ValueError, match=message):
+        run_tool(arguments, tool="lazyconfig_train_net")
+
+
+def test_a_python_config_without_a_part_is_refused_with_its_name(run_tool, tmp_path):
+    (tmp_path / "part.py").write_text("model = dict()\ntrain = dict()\n")
+    with pytest.raises(ValueError, match=r"part\.py has no optimizer, lr_multiplier, dataloader"):
+        run_tool(["--config-file", str(tmp_path / "part.py")], tool="lazyconfig_train_net")
 
 
 def test_two_processes_on_the_cpu_train_and_evaluate(command, tmp_path):
