@@ -17,7 +17,16 @@ from tabulate import tabulate
 from detlab.config.config import CfgNode
 from detlab.solver.lr_scheduler import LRMultiplier
 
-__all__ = ["Change", "apply_solver_changes", "changed_settings", "group_settings", "log_changes", "refuse_changes"]
+__all__ = [
+    "Change",
+    "apply_solver_changes",
+    "changed_settings",
+    "changes_results",
+    "group_settings",
+    "log_changes",
+    "refuse_changes",
+    "set_rates",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +61,13 @@ KEYS_OF_SCHEDULE = frozenset(
     )
 )
 
+# What does not bear on an evaluation.
+KEYS_OF_TRAINING = ("SOLVER.", "DATALOADER.")
+KEYS_WITHOUT_RESULTS = frozenset(
+    ("CUDNN_BENCHMARK", "DATASETS.TRAIN", "MODEL.WEIGHTS", "OUTPUT_DIR", "SEED", "TEST.EVAL_PERIOD")
+    + ("TEST.EXPECTED_RESULTS", "VIS_PERIOD")
+)
+
 
 class Change(NamedTuple):
     """A setting that differs."""
@@ -76,6 +92,13 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def changes_results(changes: Sequence[Change]) -> bool:
+    """Whether an evaluation of the same weights may give other results than before."""
+    return any(
+        not change.key.startswith(KEYS_OF_TRAINING) and change.key not in KEYS_WITHOUT_RESULTS for change in changes
+    )
 
 
 def refuse_changes(changes: Sequence[Change]) -> None:
@@ -121,9 +144,15 @@ def apply_solver_changes(
     if follows and keys & KEYS_OF_SCHEDULE:
         if "initial_lr" in names:
             scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
-        scheduler._last_lr = scheduler.get_lr()
-        for group, rate in zip(optimizer.param_groups, scheduler._last_lr):
-            group["lr"] = rate
+        set_rates(optimizer, scheduler)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, scheduler: LRMultiplier) -> None:
+    """Gives an optimizer the rates that a schedule has at its iteration."""
+    rates = scheduler.get_lr()
+    for group, rate in zip(optimizer.param_groups, rates):
+        group["lr"] = rate
+    scheduler._last_lr = [*rates]
 
 
 def log_changes(changes: Sequence[Change], scheduler: Any, start_iter: int) -> None:

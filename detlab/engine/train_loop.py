@@ -163,6 +163,8 @@ class TrainerBase:
         An exception ends the loop; it is logged with its iteration, the hooks' ``after_train`` still runs, and it is
         raised again.
 
+        It may be called again: weights and hooks go on as they are, with the data of the iterations.
+
         In the main thread, SIGTERM and Ctrl-C end it after a whole step, the same one on all ranks: the hooks'
         ``before_stop`` saves, ``after_train`` runs. A second signal ends it at once. Signals that the program handles
         itself are left to it.
@@ -173,6 +175,8 @@ class TrainerBase:
                 ``KeyboardInterrupt`` as well.
         """
         _checked_count(start_iter, "start_iter")
+        if self._last_done not in (-1, start_iter - 1):
+            self._begin_elsewhere(start_iter)
         logger.info(f"Starting training from iteration {start_iter}")
         self.iter = self.start_iter = self._earliest_end = start_iter
         self._last_done = start_iter - 1
@@ -190,6 +194,10 @@ class TrainerBase:
                 raise
             finally:
                 self.after_train()
+                self._earliest_end = 0
+
+    def _begin_elsewhere(self, start_iter: int) -> None:
+        """Called before a run that does not go on where the last one of this trainer ended."""
 
     def _end_step(self, stop: interruption.StopRequest) -> None:
         """What follows a step, and the end of training if a signal asks for it."""
@@ -429,6 +437,11 @@ class SimpleTrainer(TrainerBase):
         if self._batches is None:
             self._batches = endless_batches(self.data_loader, self.iter)
         return self._batches
+
+    def _begin_elsewhere(self, start_iter: int) -> None:
+        self._batches = None
+        # Of a step that failed.
+        self._unwritten = []
 
     def reset_data_loader(self, data_loader_builder: Callable[[], Iterable[Any]]) -> None:
         """Replace the data loader; the old one is released before the builder is called."""

@@ -2,6 +2,9 @@
 
 import logging
 import math
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -371,6 +374,29 @@ def test_a_new_data_loader_begins_where_training_is():
     trainer.reset_data_loader(lambda: replaced.append(ToyLoader(seed=1)) or replaced[0])
     trainer.train(3, 5)
     assert replaced[0].numbers == [3, 4]
+
+
+def test_two_trainers_train_in_two_threads():
+    class MeetTheOther(HookBase):
+        def __init__(self, barrier):
+            self.barrier = barrier
+
+        def before_step(self):
+            self.barrier.wait()
+
+        def after_train(self):
+            # The first to end is not the last that began.
+            self.barrier.wait() if self.trainer.max_iter == 3 else time.sleep(0.05)
+
+    barrier = threading.Barrier(2, timeout=30)
+    trainers = [toy_trainer(), toy_trainer()]
+    for trainer in trainers:
+        trainer.register_hooks([MeetTheOther(barrier)])
+    with ThreadPoolExecutor(2) as pool:
+        futures = [pool.submit(trainer.train, 0, 3 + number) for number, trainer in enumerate(trainers)]
+    for number, (trainer, future) in enumerate(zip(trainers, futures)):
+        future.result()
+        assert [iteration for _, iteration in trainer.storage.history("loss_a").values()] == list(range(3 + number))
 
 
 def test_write_metrics_puts_means_under_the_iteration_and_prefix():

@@ -172,11 +172,16 @@ def test_an_evaluation_that_was_killed_is_made_up_for_and_changes_no_weight(comm
     assert rows_with_results("killed") == rows_with_results("whole") == [3, NUM_ITERS]
     assert_same(saved_weights(tmp_path / "whole"), saved_weights(tmp_path / "killed"))
 
+    metrics = (tmp_path / "killed" / "metrics.json").read_text()
     with monkeypatch.context() as patch:
         patch.setattr(defaults, "inference_on_dataset", _killed)
+        # It is finished, and has its results.
+        assert json.dumps(run("killed", "--resume")) == json.dumps(results)
+        (tmp_path / "killed" / "last_evaluation.json").unlink()
         with pytest.raises(KilledError):
             run("killed", "--resume")
-    assert str(run("killed", "--resume")) == str(results)
+    assert json.dumps(run("killed", "--resume")) == json.dumps(results)
+    assert (tmp_path / "killed" / "metrics.json").read_text() == metrics
 
 
 class KilledError(Exception):
