@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ __all__ = [
     "changes_results",
     "group_settings",
     "log_changes",
+    "naming_changes",
     "refuse_changes",
     "set_rates",
 ]
@@ -43,6 +45,10 @@ KEYS_OF_GROUPS: dict[str, tuple[str, ...]] = {
     "SOLVER.WEIGHT_DECAY_BIAS": ("weight_decay",),
     "SOLVER.WEIGHT_DECAY_NORM": ("weight_decay",),
 }
+# Some parameters get a group of their own where these differ from the others'.
+KEYS_THAT_MAKE_GROUPS = frozenset(
+    f"SOLVER.{key}" for key in ("BIAS_LR_FACTOR", "WEIGHT_DECAY", "WEIGHT_DECAY_BIAS", "WEIGHT_DECAY_NORM")
+)
 KEYS_OF_SCHEDULE = frozenset(
     f"SOLVER.{key}"
     for key in (
@@ -109,7 +115,35 @@ def refuse_changes(changes: Sequence[Change]) -> None:
     """
     for key, saved, now in changes:
         if key == "SOLVER.OPTIMIZER":
-            raise ValueError(f"{key} is {now!r}, but the state is one of {saved!r}; set it to {saved!r} to go on")
+            raise ValueError(f"{key} is {now!r}, but the state is one of {saved!r}")
+
+
+@contextmanager
+def naming_changes(changes: Sequence[Change]) -> Iterator[None]:
+    """Puts the settings that may be the reason before the words of a state that does not fit.
+
+    Raises:
+        ValueError: the block raised it.
+    """
+    try:
+        yield
+    except ValueError as error:
+        causes = [change for change in changes if _may_change_parameters(change)]
+        if not causes:
+            raise
+        shown = ", ".join(f"{key} {_shortened(saved)} -> {_shortened(now)}" for key, saved, now in causes)
+        raise ValueError(f"since it was saved, {shown}: {error}") from error
+
+
+def _may_change_parameters(change: Change) -> bool:
+    """Whether a setting decides which parameters there are, their shapes or their groups, as far as is known."""
+    if change.key in KEYS_THAT_MAKE_GROUPS:
+        return True
+    is_about_something_else = change.key.startswith((*KEYS_OF_TRAINING, "DATASETS.", "INPUT.", "TEST."))
+    return not is_about_something_else and change.key not in KEYS_WITHOUT_RESULTS | {
+        "FLOAT32_PRECISION",
+        "MODEL.DEVICE",
+    }
 
 
 def group_settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
@@ -156,7 +190,10 @@ def set_rates(optimizer: torch.optim.Optimizer, scheduler: LRMultiplier) -> None
 
 
 def log_changes(changes: Sequence[Change], scheduler: Any, start_iter: int) -> None:
-    """Warns of the settings that differ, each with what counts from now on; says nothing if there are none."""
+    """Warns of the settings that differ, each with what counts from ``start_iter`` on, if the state can be taken.
+
+    Says nothing if there are none.
+    """
     if not changes:
         return
     rows = [
@@ -164,7 +201,7 @@ def log_changes(changes: Sequence[Change], scheduler: Any, start_iter: int) -> N
         for change in changes
     ]
     table = tabulate(rows, headers=["setting", "in the checkpoint", "now", "what counts"], tablefmt="pipe")
-    logger.warning(f"The run goes on with another config than the checkpoint's:\n{table}")
+    logger.warning(f"The run is to go on with another config than the checkpoint's:\n{table}")
 
 
 def _what_counts(change: Change, scheduler: Any, start_iter: int) -> str:

@@ -38,6 +38,7 @@ from detlab.engine.config_changes import (
     changes_results,
     group_settings,
     log_changes,
+    naming_changes,
     refuse_changes,
     set_rates,
 )
@@ -595,12 +596,14 @@ class DefaultTrainer(TrainerBase):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take back ``state_dict``; see :meth:`resume_or_load` for what counts if the config has changed."""
         changes = changed_settings(state_dict["config"], self.cfg) if "config" in state_dict else []
+        # First, so that whoever is refused can see why.
+        log_changes(changes, self.scheduler, state_dict["iteration"] + 1)
         refuse_changes(changes)
         built = group_settings(self.optimizer)
+        with naming_changes(changes):
+            self._trainer.load_state_dict(state_dict["_trainer"])
         super().load_state_dict(state_dict)
-        self._trainer.load_state_dict(state_dict["_trainer"])
         apply_solver_changes(changes, built, self.optimizer, self.scheduler)
-        log_changes(changes, self.scheduler, self.iter + 1)
         self._results_are_of_config = not changes_results(changes)
 
     @classmethod

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -205,8 +206,12 @@ def test_results_of_the_training_are_left_by_an_evaluation_of_other_weights(comm
 def test_a_run_resumed_with_another_number_of_classes_is_refused_before_any_step(command, run_tool, tmp_path):
     run_tool(command("a", options=["DATASETS.TEST", "()"]))
     more = ["DATASETS.TEST", "()", "MODEL.ROI_HEADS.NUM_CLASSES", "7", "SOLVER.MAX_ITER", "9"]
-    with pytest.raises(ValueError, match=r"(?s)momentum_buffer of .*roi_heads.*shape"):
+    with pytest.raises(
+        ValueError, match=r"MODEL\.ROI_HEADS\.NUM_CLASSES 5 -> 7: .*momentum_buffer of .*roi_heads.*shape"
+    ):
         run_tool(command("a", "--resume", options=more))
+    log = (tmp_path / "a" / "log.txt").read_text()
+    assert re.search(r"\| MODEL\.ROI_HEADS\.NUM_CLASSES +\| +5 +\| +7 ", log)
     assert (tmp_path / "a" / "iterations.txt").read_text().split() == [str(i) for i in range(NUM_ITERS)]
 
 
