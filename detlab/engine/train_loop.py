@@ -116,6 +116,7 @@ class TrainerBase:
         self._max_iter: int = 0
         self._earliest_end: int = 0
         self._last_done: int = -1
+        self._is_in_step = False
         self.iter: int = 0
         self.start_iter: int = 0
         self.storage: EventStorage
@@ -175,7 +176,7 @@ class TrainerBase:
                 ``KeyboardInterrupt`` as well.
         """
         _checked_count(start_iter, "start_iter")
-        if self._last_done not in (-1, start_iter - 1):
+        if self._is_in_step or self._last_done not in (-1, start_iter - 1):
             self._begin_elsewhere(start_iter)
         logger.info(f"Starting training from iteration {start_iter}")
         self.iter = self.start_iter = self._earliest_end = start_iter
@@ -197,7 +198,7 @@ class TrainerBase:
                 self._earliest_end = 0
 
     def _begin_elsewhere(self, start_iter: int) -> None:
-        """Called before a run that does not go on where the last one of this trainer ended."""
+        """Called before a run that does not go on where the last one of this trainer ended, or failed in a step."""
 
     def _end_step(self, stop: interruption.StopRequest) -> None:
         """What follows a step, and the end of training if a signal asks for it."""
@@ -244,7 +245,7 @@ class TrainerBase:
     def before_step(self) -> None:
         """Call the hooks' ``before_step``."""
         self.storage.iter = self.iter
-        self._earliest_end, self._last_done = self.iter + 1, self.iter - 1
+        self._earliest_end, self._last_done, self._is_in_step = self.iter + 1, self.iter - 1, True
         for hook in self._hooks:
             hook.before_step()
 
@@ -255,7 +256,7 @@ class TrainerBase:
 
     def after_step(self) -> None:
         """Call the hooks' ``after_step``."""
-        self._last_done = self.iter
+        self._last_done, self._is_in_step = self.iter, False
         for hook in self._hooks:
             hook.after_step()
 

@@ -2,6 +2,7 @@
 
 import argparse
 import gc
+import itertools
 import json
 import logging
 import math
@@ -417,16 +418,27 @@ def test_training_again_goes_on_where_it_is_told_to(tmp_path):
     assert trainer.storage.history("lr").values()[0][1] == 1
 
 
-def test_a_trainer_that_failed_can_train_again(tmp_path):
+@pytest.mark.parametrize("fails_in", [0, 3])
+def test_a_trainer_that_failed_in_a_step_trains_again_on_the_batches_of_the_iterations(tmp_path, fails_in):
     trainer = ToyTrainer(toy_cfg(tmp_path))
-    trainer.data_loader.batch, batch = lambda number: [{"point": torch.full((3,), math.nan)}], trainer.data_loader.batch
-    with pytest.raises(FloatingPointError):
+    update, trainer.optimizer.step = trainer.optimizer.step, fail_in_call(fails_in, trainer.optimizer.step)
+    with pytest.raises(RuntimeError, match="the device is gone"):
         trainer.train()
-    trainer.data_loader.batch = batch
-    trainer.model.load_state_dict(ToyTrainer.build_model(None).state_dict())
-    trainer._trainer._batches = None
+    trainer.optimizer.step = update
     trainer.train()
+    assert trainer.data_loader.numbers == [*range(fails_in + 1), *range(6)]
     assert trainer.iter == 6
+
+
+def fail_in_call(number, function):
+    calls = itertools.count()
+
+    def call(*args):
+        if next(calls) == number:
+            raise RuntimeError("the device is gone")
+        return function(*args)
+
+    return call
 
 
 # ---------------------------------------------------------------------------------- a run that was finished, resumed
