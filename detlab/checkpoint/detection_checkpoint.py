@@ -192,14 +192,14 @@ class DetectionCheckpointer(Checkpointer):
     def _load_object(self, key: str, state: Any, path: str) -> None:
         self.logger.info("Loading %s from %s ...", key, path)
         target = self.checkpointables[key]
-        if isinstance(target, torch.optim.Optimizer):
-            check_optimizer_state(target, state, path, model=self.model)
         try:
+            if isinstance(target, torch.optim.Optimizer):
+                check_optimizer_state(target, state, "the checkpoint", model=self.model)
             target.load_state_dict(state)
         except Exception as error:
             raise ValueError(
-                f"the state of {key!r} in {path} does not fit ({error}). If the model or its settings were changed on "
-                "purpose, start without --resume, with MODEL.WEIGHTS set to this file."
+                f"the state of {key!r} in {path} does not fit ({error}). Go back to the settings of that run; or begin "
+                "anew, without --resume, in another OUTPUT_DIR and with MODEL.WEIGHTS set to this file"
             ) from error
 
     def _read(self, path: str) -> dict[str, Any]:

@@ -27,6 +27,8 @@ IOU_PERCENTAGES = range(50, 100, 5)
 # Annotation files that are kept between evaluations, about 1 KB each; the largest split of VOC has 11540.
 MAX_KEPT_RECORDS = 1 << 14
 
+METRICS = ("AP", "AP50", "AP75")
+
 
 class PascalVOCDetectionEvaluator(DatasetEvaluator):
     """VOC's average precision of boxes, at IoU 0.5 and, as COCO does, averaged over 0.5 to 0.95.
@@ -56,6 +58,9 @@ class PascalVOCDetectionEvaluator(DatasetEvaluator):
         self._annotation_pattern = os.path.join(metadata.dirname, "Annotations", "{}.xml")
         self._image_set_file = os.path.join(metadata.dirname, "ImageSets", "Main", f"{metadata.split}.txt")
         self._detections: defaultdict[int, list[Detection]] = defaultdict(list)
+
+    def metric_names(self) -> Mapping[str, Sequence[str]]:
+        return {"bbox": METRICS}
 
     def reset(self) -> None:
         self._detections = defaultdict(list)
@@ -89,7 +94,7 @@ class PascalVOCDetectionEvaluator(DatasetEvaluator):
                 curve = match_class(detections, targets, percentage / 100)
                 precisions[index, column] = 100 * voc_ap(curve.recall, curve.precision, self._is_2007)
         at = dict(zip(IOU_PERCENTAGES, _mean_over_classes(precisions)))
-        metrics = OrderedDict(AP=float(np.mean(list(at.values()))), AP50=at[50], AP75=at[75])
+        metrics = OrderedDict(zip(METRICS, (float(np.mean(list(at.values()))), at[50], at[75])))
         logger.info(f"Evaluation results for {self._dataset_name}:\n" + create_small_table(metrics))
         metrics.update((f"AP-{name}", float(row.mean())) for name, row in zip(self._class_names, precisions))
         return OrderedDict(bbox=metrics)

@@ -172,3 +172,10 @@ def test_the_real_annotations_as_detections_reach_a_hundred(shared_dir):
         assert [metrics["AP50"], metrics["AP-person"]] == pytest.approx([100, 100])
     finally:
         MetadataCatalog.remove("voc_real")
+
+
+def test_names_of_metrics_are_known_beforehand(voc):
+    evaluator = PascalVOCDetectionEvaluator(voc)
+    assert evaluator.metric_names() == {
+        task: tuple(name for name in metrics if "-" not in name) for task, metrics in evaluator.evaluate().items()
+    }
