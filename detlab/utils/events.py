@@ -6,8 +6,11 @@ Code anywhere below a ``with EventStorage(start):`` block logs by name; writers 
 from __future__ import annotations
 
 import datetime
+import functools
+import glob
 import json
 import logging
+import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -18,7 +21,8 @@ import torch
 from fvcore.common.history_buffer import HistoryBuffer
 from torch import Tensor
 
-from detlab.utils.file_io import PathManager, open_text
+from detlab.utils.file_io import AppendedText, PathManager
+from detlab.utils.folder_watch import before_writing, follow
 from detlab.utils.optional import require
 
 __all__ = [
@@ -312,13 +316,15 @@ class JSONWriter(EventWriter):
 
     def __init__(self, json_file: str, window_size: int = 20):
         starts_mid_line = _ends_inside_a_line(json_file)
-        self._file = open_text(json_file, "a")
+        self._file = AppendedText(json_file)
+        follow(self._file)
         if starts_mid_line:
             self._file.write("\n")
         self._window_size = window_size
         self._new_scalars = _NewScalars()
 
     def write(self) -> None:
+        before_writing(self._file.path)
         rows: dict[int, dict[str, float]] = defaultdict(dict)
         for name, (value, iteration) in self._new_scalars.take(get_event_storage(), self._window_size).items():
             rows[iteration][name] = value
@@ -356,11 +362,25 @@ class TensorboardXWriter(EventWriter):
         require("tensorboard", extra="tensorboard", purpose="writing TensorBoard event files")
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(log_dir, **kwargs)
+        folder = log_dir if "://" in log_dir else os.path.abspath(log_dir)
+        self.path = os.path.join(folder, "events.out.tfevents")
+        self._open = functools.partial(SummaryWriter, folder, **kwargs)
+        self._writer = self._open()
+        self._is_closed = False
         self._window_size = window_size
         self._new_scalars = _NewScalars()
+        follow(self)
+
+    def reopen_if_gone(self) -> bool:
+        """Begin another event file if none of this process's is in the directory any more; whether that was so."""
+        if self._is_closed or "://" in self.path or glob.glob(f"{glob.escape(self.path)}.*.{os.getpid()}.*"):
+            return False
+        self._writer.close()
+        self._writer = self._open()
+        return True
 
     def write(self) -> None:
+        before_writing(self.path)
         storage = get_event_storage()
         for name, (value, iteration) in self._new_scalars.take(storage, self._window_size).items():
             self._writer.add_scalar(name, value, iteration)
@@ -372,6 +392,7 @@ class TensorboardXWriter(EventWriter):
         storage.clear_histograms()
 
     def close(self) -> None:
+        self._is_closed = True
         self._writer.close()
 
 

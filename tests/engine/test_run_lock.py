@@ -23,14 +23,14 @@ from detlab.engine.run_lock import (
 from detlab.engine.train_loop import HookBase
 from tests.engine.test_defaults import ToyTrainer, toy_cfg
 
-HOLD = """
+HOLD = r"""
 import os, sys, time
 from detlab.engine.run_lock import lock_output_dir
 lock_output_dir(sys.argv[1])
 if "fork" in sys.argv and os.fork() == 0:
-    print(os.getpid(), flush=True)
+    os.write(1, b"%d\n" % os.getpid())
     time.sleep(100)
-print("holds", flush=True)
+os.write(1, b"holds\n")
 sys.stdin.read()
 """
 
