@@ -138,7 +138,7 @@ def assert_nothing_is_left(program: Program, seen: set[int]) -> None:
     """Of all processes of the runs in a folder."""
     assert [path.name for path in program.folder.rglob(".*")] == []
     # The compiler of torch makes its cache there.
-    left = [path.name for path in program.temporary.iterdir() if not path.name.startswith("torchinductor")]
+    left = [path.name for path in program.temporary.iterdir()]
     assert left == []
     assert [name for name in os.listdir("/dev/shm") if any(f"_{pid}_" in name for pid in seen)] == []
 
