@@ -24,6 +24,7 @@ from detlab.checkpoint.optimizer_state import check_optimizer_state
 from detlab.checkpoint.torchvision_names import are_torchvision_resnet_names, convert_torchvision_resnet_names
 from detlab.utils import comm
 from detlab.utils.file_io import PathManager, read_text, write_atomically
+from detlab.utils.folder_watch import before_writing
 
 __all__ = ["DetectionCheckpointer"]
 
@@ -104,6 +105,7 @@ class DetectionCheckpointer(Checkpointer):
         states = {key: obj.state_dict() for key, obj in self.checkpointables.items()}
         data = {"model": self.model.state_dict(), **states, **kwargs}
         self._refuse_unloadable(data)
+        before_writing(self.save_dir)
         self.check_save_dir()
         path = os.path.join(self.save_dir, basename)
         self.logger.info("Saving checkpoint to %s", path)

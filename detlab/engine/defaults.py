@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from detlab.checkpoint.detection_checkpoint import DetectionCheckpointer
+from detlab.checkpoint.detection_checkpoint import LAST_CHECKPOINT, DetectionCheckpointer
 from detlab.config.config import CfgNode, get_cfg
 from detlab.config.constraints import LIMITS, check_config
 from detlab.config.lazy import LazyConfig
@@ -62,7 +62,7 @@ from detlab.utils.collect_env import collect_env_info
 from detlab.utils.devices import device_kind
 from detlab.utils.env import seed_all_rng
 from detlab.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
-from detlab.utils.file_io import PathManager, write_atomically
+from detlab.utils.file_io import PathManager, check_replaceable, write_atomically
 from detlab.utils.logger import setup_logger
 from detlab.utils.optional import available
 from detlab.utils.user_modules import import_user_modules
@@ -82,6 +82,9 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+CONFIG_FILE = "config.yaml"
+METRICS_FILE = "metrics.json"
 
 # --------------------------------------------------------------------------------------------- start of a program
 
@@ -172,7 +175,9 @@ def default_setup(cfg: CfgNode | DictConfig, args: argparse.Namespace) -> None:
     ``config_1.yaml``, ``config_2.yaml`` ...
 
     Args:
-        cfg: a yaml config, or a Python one with a ``train`` section.
+        cfg: a yaml config, or a Python one with a ``train`` section. A relative output directory in it is made
+            absolute when all this is done, even if it is frozen: what comes later writes to the same place, wherever
+            the program goes. The saved config keeps what was given, and so can be used elsewhere.
         args: of the command line; what is missing in it counts as not given.
 
     Raises:
@@ -180,18 +185,21 @@ def default_setup(cfg: CfgNode | DictConfig, args: argparse.Namespace) -> None:
         OutputDirInUseError: another process trains into the output directory. From here on to the end of
             ``DefaultTrainer.train``, or of this process, no other can.
         ValueError: the config has values that its keys may not hold or that contradict each other, wants a GPU and
-            there is none, or names a device that torch does not know.
+            there is none, or names a device that torch does not know; or there are folders in the output directory
+            where files will be written.
     """
     import_user_modules(getattr(args, "imports", []))
+    is_training = not getattr(args, "eval_only", False)
     if isinstance(cfg, CfgNode):
-        check_config(cfg, training=not getattr(args, "eval_only", False))
+        check_config(cfg, training=is_training)
     _check_device(cfg)
     output_dir = _setting(cfg, "OUTPUT_DIR", "train.output_dir", "")
     rank = comm.get_rank()
     if output_dir and comm.is_main_process():
         _make_writable(output_dir)
+        for name in _FILES_OF_TRAINING if is_training else _FILES_OF_EVALUATION:
+            check_replaceable(os.path.join(output_dir, name))
     comm.synchronize()
-    is_training = not getattr(args, "eval_only", False)
     if is_training:
         # Before the files of a run that is going on are written to.
         lock_output_dir(output_dir)
@@ -208,6 +216,22 @@ def default_setup(cfg: CfgNode | DictConfig, args: argparse.Namespace) -> None:
     if is_training:
         torch.backends.cudnn.benchmark = _setting(cfg, "CUDNN_BENCHMARK", "train.cudnn_benchmark", False)
     _set_matmul_precision(cfg)
+    if output_dir and "://" not in output_dir:
+        _set_output_dir(cfg, os.path.abspath(output_dir))
+
+
+def _set_output_dir(cfg: CfgNode | DictConfig, output_dir: str) -> None:
+    if isinstance(cfg, CfgNode):
+        is_frozen = cfg.is_frozen()
+        cfg.defrost()
+        cfg.OUTPUT_DIR = output_dir
+        if is_frozen:
+            cfg.freeze()
+        return
+    from omegaconf import read_write
+
+    with read_write(cfg.train):
+        cfg.train.output_dir = output_dir
 
 
 def _setting(cfg: CfgNode | DictConfig, yaml_key: str, lazy_key: str, default: Any) -> Any:
@@ -227,6 +251,17 @@ def _check_device(cfg: CfgNode | DictConfig) -> None:
         name, cure = ("train.device", "train.device=cpu")
     if device_kind(device, name) == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"{name} is {device!r} but torch finds no GPU; to run on the CPU, add {cure} to the command")
+
+
+# What is written into the output directory, by the main process.
+_FILES_OF_EVALUATION = (CONFIG_FILE, "log.txt")
+_FILES_OF_TRAINING = (
+    *_FILES_OF_EVALUATION,
+    METRICS_FILE,
+    LAST_CHECKPOINT,
+    hooks.LAST_EVALUATION,
+    "model_final.pth",
+)
 
 
 def _make_writable(output_dir: str) -> None:
@@ -249,7 +284,7 @@ def _log_environment(cfg: CfgNode | DictConfig, args: argparse.Namespace, output
     logger.info(f"Running with full config:\n{text}")
     if not output_dir:
         return
-    path = os.path.join(output_dir, "config.yaml")
+    path = os.path.join(output_dir, CONFIG_FILE)
     if getattr(args, "eval_only", False) and PathManager.isfile(path):
         return
     _save_config(cfg, path)
@@ -329,7 +364,7 @@ def default_writers(output_dir: str, max_iter: int | None = None) -> list[EventW
     PathManager.mkdirs(output_dir)
     writers: list[EventWriter] = [
         CommonMetricPrinter(max_iter),
-        JSONWriter(os.path.join(output_dir, "metrics.json")),
+        JSONWriter(os.path.join(output_dir, METRICS_FILE)),
     ]
     if available("tensorboard"):
         writers.append(TensorboardXWriter(output_dir))

@@ -5,21 +5,25 @@ Code anywhere below a ``with EventStorage(start):`` block logs by name; writers 
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import functools
+import glob
 import json
 import logging
+import os
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 import torch
 from fvcore.common.history_buffer import HistoryBuffer
 from torch import Tensor
 
-from detlab.utils.file_io import PathManager, open_text
+from detlab.utils.file_io import AppendedText, PathManager
+from detlab.utils.folder_watch import before_writing, follow
 from detlab.utils.optional import require
 
 __all__ = [
@@ -263,7 +267,7 @@ class EventStorage:
         """The same as :attr:`iter`."""
         return self._iter
 
-    @contextmanager
+    @contextlib.contextmanager
     def name_scope(self, name: str) -> Iterator[None]:
         """Inside, names of scalars get the prefix ``name/``."""
         outer, self._prefix = self._prefix, name.rstrip("/") + "/"
@@ -338,11 +342,12 @@ class JSONWriter(EventWriter):
         self._window_size = window_size
         self._file = self._open()
 
-    def _open(self) -> TextIO:
+    def _open(self) -> AppendedText:
         end = _end_of_file(self._path)
         self._rows_before = _rows_of(end)
         self._new_scalars = _NewScalars()
-        file = open_text(self._path, "a")
+        file = AppendedText(self._path)
+        follow(file)
         if end and not end.endswith(b"\n"):
             # An earlier run was killed in the middle of a line.
             file.write("\n")
@@ -351,6 +356,7 @@ class JSONWriter(EventWriter):
     def write(self) -> None:
         if self._file.closed:
             self._file = self._open()
+        before_writing(self._file.path)
         rows: dict[int, dict[str, float]] = defaultdict(dict)
         for name, (value, iteration) in self._new_scalars.take(get_event_storage(), self._window_size).items():
             rows[iteration][name] = value
@@ -410,11 +416,29 @@ class TensorboardXWriter(EventWriter):
         require("tensorboard", extra="tensorboard", purpose="writing TensorBoard event files")
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(log_dir, **kwargs)
+        folder = log_dir if "://" in log_dir else os.path.abspath(log_dir)
+        self.path = os.path.join(folder, "events.out.tfevents")
+        self._open = functools.partial(SummaryWriter, folder, **kwargs)
+        self._writer = self._open()
+        self._is_closed = False
         self._window_size = window_size
         self._new_scalars = _NewScalars()
+        follow(self)
+
+    def reopen_if_gone(self) -> bool:
+        """Begin another event file if none of this process's is in the directory any more; whether that was so."""
+        if self._is_closed or "://" in self.path or glob.glob(f"{glob.escape(self.path)}.*.{os.getpid()}.*"):
+            return False
+        with contextlib.suppress(OSError):
+            # It may be that its thread has met the missing directory.
+            self._writer.close()
+        self._writer = self._open()
+        return True
 
     def write(self) -> None:
+        # A writer that was closed opens a new file by itself.
+        self._is_closed = False
+        before_writing(self.path)
         storage = get_event_storage()
         for name, (value, iteration) in self._new_scalars.take(storage, self._window_size).items():
             self._writer.add_scalar(name, value, iteration)
@@ -424,9 +448,11 @@ class TensorboardXWriter(EventWriter):
         for histogram in storage._histograms:
             self._writer.add_histogram_raw(**histogram)
         storage.clear_histograms()
+        # A thread writes, by the path: it must not come to that when the directory is another one.
+        self._writer.flush()
 
     def close(self) -> None:
-        # It opens a new file by itself where something comes later.
+        self._is_closed = True
         self._writer.close()
         self._new_scalars = _NewScalars()
 
