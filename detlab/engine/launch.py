@@ -421,9 +421,12 @@ def _run(
 
 def _meet(place: _Place, meeting_point: str | socket.socket, timeout: timedelta) -> None:
     """Wait for the other processes, at an address or where a socket listens."""
-    url, store = (meeting_point, None)
-    if isinstance(meeting_point, socket.socket):
-        url, store = None, _store_at(meeting_point, place, timeout)
+    url: str | None = None
+    store: dist.Store | None = None
+    if isinstance(meeting_point, str):
+        url = meeting_point
+    else:
+        store = _store_at(meeting_point, place, timeout)
     try:
         dist.init_process_group(
             backend="nccl" if place.device == "cuda" else "gloo",

@@ -5,6 +5,7 @@ Code anywhere below a ``with EventStorage(start):`` block logs by name; writers 
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import functools
 import glob
@@ -14,7 +15,6 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -248,7 +248,7 @@ class EventStorage:
         """The same as :attr:`iter`."""
         return self._iter
 
-    @contextmanager
+    @contextlib.contextmanager
     def name_scope(self, name: str) -> Iterator[None]:
         """Inside, names of scalars get the prefix ``name/``."""
         outer, self._prefix = self._prefix, name.rstrip("/") + "/"
@@ -375,7 +375,9 @@ class TensorboardXWriter(EventWriter):
         """Begin another event file if none of this process's is in the directory any more; whether that was so."""
         if self._is_closed or "://" in self.path or glob.glob(f"{glob.escape(self.path)}.*.{os.getpid()}.*"):
             return False
-        self._writer.close()
+        with contextlib.suppress(OSError):
+            # It may be that its thread has met the missing directory.
+            self._writer.close()
         self._writer = self._open()
         return True
 
@@ -390,6 +392,8 @@ class TensorboardXWriter(EventWriter):
         for histogram in storage._histograms:
             self._writer.add_histogram_raw(**histogram)
         storage.clear_histograms()
+        # A thread writes, by the path: it must not come to that when the directory is another one.
+        self._writer.flush()
 
     def close(self) -> None:
         self._is_closed = True

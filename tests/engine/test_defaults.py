@@ -150,6 +150,55 @@ def test_set_up_takes_python_configs(tmp_path):
     assert LazyConfig.load(str(tmp_path / "out" / "config.yaml")) == cfg
 
 
+@pytest.mark.parametrize("kind", ["yaml", "Python"])
+def test_a_relative_output_directory_stays_where_it_was_at_set_up(tmp_path, monkeypatch, kind):
+    from omegaconf import OmegaConf
+
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    cfg = small_setup(tmp_path, OUTPUT_DIR="out")
+    cfg.freeze()
+    if kind == "Python":
+        cfg = OmegaConf.create({"train": {"output_dir": "out", "device": "cpu"}})
+        OmegaConf.set_readonly(cfg, True)
+    defaults.default_setup(cfg, argparse.Namespace())
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    if kind == "yaml":
+        assert cfg.is_frozen()
+        assert cfg.OUTPUT_DIR == str(tmp_path / "out")
+    else:
+        assert OmegaConf.is_readonly(cfg)
+        assert cfg.train.output_dir == str(tmp_path / "out")
+    assert re.search(r"(?i)output_dir: out\n", (tmp_path / "out" / "config.yaml").read_text())
+
+
+def test_all_files_of_a_training_lie_together_when_the_program_goes_elsewhere(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    cfg = toy_cfg("out")
+    defaults.default_setup(cfg, argparse.Namespace())
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    ToyTrainer(cfg).train()
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"config.yaml", "log.txt", "metrics.json", "model_final.pth", "last_checkpoint"} <= names
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+FILES = [
+    "config.yaml", "log.txt", "metrics.json", "last_checkpoint", "last_evaluation.json", "model_final.pth",
+    ".running.lock",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_folder_in_place_of_a_file_is_refused_before_training(tmp_path, name):
+    (tmp_path / "out" / name).mkdir(parents=True)
+    message = rf"{re.escape(str(tmp_path / 'out' / name))} shall be written as a file.*move it away.*OUTPUT_DIR"
+    with pytest.raises(ValueError, match=message):
+        defaults.default_setup(small_setup(tmp_path), argparse.Namespace())
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [name]
+
+
 def test_a_gpu_that_is_not_there_is_said_with_the_cure(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     cfg = small_setup(tmp_path)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from detlab.utils.events import (
     log_scalar,
     log_scalars,
 )
+from detlab.utils.folder_watch import reopen_files
 
 
 def read_lines(path):
@@ -213,3 +215,30 @@ def test_tensorboard_gets_scalars_images_and_histograms(tmp_path):
     read.Reload()
     assert [(event.step, event.value) for event in read.Scalars("loss")] == [(3, 1.0)]
     assert read.Tags()["images"] == ["sample"] and read.Tags()["histograms"] == ["weights"]
+
+
+def test_files_of_metrics_that_are_gone_are_begun_anew(tmp_path):
+    pytest.importorskip("tensorboard")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    writers = [JSONWriter(str(folder / "metrics.json")), TensorboardXWriter(str(folder))]
+    with EventStorage() as storage:
+        for iteration in range(2):
+            storage.iter = iteration
+            storage.put_scalar("loss", float(iteration))
+            for writer in writers:
+                writer.write()
+            if iteration == 0:
+                shutil.rmtree(folder)
+                folder.mkdir()
+                assert reopen_files(str(folder.resolve())) == ["events.out.tfevents", "metrics.json"]
+                assert reopen_files(str(folder.resolve())) == []
+    for writer in writers:
+        writer.close()
+    assert json.loads((folder / "metrics.json").read_text())["iteration"] == 1
+    (events,) = folder.glob("events.out.tfevents.*")
+    # With the head that readers look for, not the scalar alone.
+    assert b"brain.Event:2" in events.read_bytes()
+    shutil.rmtree(folder)
+    folder.mkdir()
+    assert reopen_files(str(folder.resolve())) == []
