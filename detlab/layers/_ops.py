@@ -191,7 +191,7 @@ def nms_fixed(
     """:func:`batched_nms` for a batch, with a result of known size and without waiting for the device.
 
     Args:
-        boxes: (N, B, 4) xyxy.
+        boxes: (N, B, 4) xyxy; or (N, B, 5) rotated boxes as for :func:`nms_rotated`.
         scores: (N, B); -inf or NaN marks padding, which is never kept and suppresses nothing.
         classes: (N, B) int64.
         iou_threshold: a box that overlaps a better one of its class by more than this goes.
@@ -200,7 +200,7 @@ def nms_fixed(
     Returns:
         Indices (N, P) int64 into B by decreasing score, 0 past the count; and the counts (N,) int64.
     """
-    _check("boxes", boxes, ("N", "B", 4))
+    _check_box_batch("boxes", boxes, ("N", "B"))
     _check("scores", scores, boxes.shape[:2], near=boxes)
     _check_integers("classes", classes, boxes.shape[:2], near=boxes)
     if max_output < 0:
@@ -257,10 +257,7 @@ def match_boxes(objects: Tensor, object_valid: Tensor, boxes: Tensor) -> BoxMatc
         The overlaps are those of ``box_iou`` in ``box_overlap.py`` (of :func:`box_iou_rotated` for rotated boxes) bit
         for bit, also where they are compared. A box that is not finite overlaps nothing.
     """
-    _check_shape("objects", objects, ("N", "G", "4 or 5"))
-    if objects.shape[2] not in (4, 5):
-        raise ValueError(f"'objects' must be boxes of 4 numbers, or of 5 if rotated, got {tuple(objects.shape)}")
-    _check("objects", objects, ("N", "G", "D"))
+    _check_box_batch("objects", objects, ("N", "G"))
     _check_shape("object_valid", object_valid, objects.shape[:2])
     _check("boxes", boxes, ("N or 1", "B", objects.shape[2]), like=objects)
     if object_valid.dtype != torch.bool:
@@ -361,6 +358,15 @@ def _check_integers(name: str, tensor: Tensor, shape: Sequence, near: Tensor) ->
         raise TypeError(f"'{name}' must hold int64, got {tensor.dtype}; convert it with .long()")
     if tensor.device != near.device:
         raise ValueError(f"'{name}' is on {tensor.device}, the other tensors on {near.device}; move them together")
+
+
+def _check_box_batch(name: str, boxes: Tensor, shape: Sequence) -> None:
+    if boxes.dim() != 3 or boxes.shape[2] not in (4, 5):
+        text = ", ".join(shape)
+        raise ValueError(
+            f"'{name}' must have the shape ({text}, 4), or ({text}, 5) if rotated, got {tuple(boxes.shape)}"
+        )
+    _check(name, boxes, (*shape, boxes.shape[2]))
 
 
 def _check_candidates(boxes: Tensor, scores: Tensor, classes: Tensor | None, box_size: int) -> None:

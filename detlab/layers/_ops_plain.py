@@ -152,9 +152,10 @@ def nms_fixed(
 ) -> tuple[Tensor, Tensor]:
     indices = torch.zeros((len(boxes), max_output), dtype=torch.int64, device=boxes.device)
     counts = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
+    suppress = nms_rotated if boxes.shape[2] == 5 else nms
     for image in range(len(boxes)):
         rows = (scores[image] > -math.inf).nonzero().squeeze(1)
-        kept = rows[nms(boxes[image, rows], scores[image, rows], classes[image, rows], iou_threshold)][:max_output]
+        kept = rows[suppress(boxes[image, rows], scores[image, rows], classes[image, rows], iou_threshold)][:max_output]
         indices[image, : len(kept)] = kept
         counts[image] = len(kept)
     return indices, counts

@@ -155,7 +155,8 @@ def nms_fixed(
     counts = torch.zeros(len(boxes), dtype=torch.int64)
     for image in range(len(boxes)):
         real = [i for i, score in enumerate(scores[image].tolist()) if score > -math.inf]
-        kept = nms(boxes[image, real], scores[image, real], classes[image, real], iou_threshold)[:max_output]
+        suppress_image = nms_rotated if boxes.shape[2] == 5 else nms
+        kept = suppress_image(boxes[image, real], scores[image, real], classes[image, real], iou_threshold)[:max_output]
         indices[image, : len(kept)] = torch.tensor([real[i] for i in kept], dtype=torch.int64)
         counts[image] = len(kept)
     return indices, counts

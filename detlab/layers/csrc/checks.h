@@ -118,10 +118,15 @@ inline void check_candidates(const Tensor& boxes, const Tensor& scores, const st
   check_integers("classes", *classes, boxes);
 }
 
-// The same for a batch: boxes (N, B, 4), scores (N, B), classes (N, B).
+inline void check_box_size(int64_t size) {
+  STD_TORCH_CHECK(size == 4 || size == 5, "detlab: boxes have 4 numbers, or 5 if rotated, not ", size);
+}
+
+// The same for a batch: boxes (N, B, 4), or (N, B, 5) if rotated, scores (N, B), classes (N, B).
 inline void check_candidate_batch(const Tensor& boxes, const Tensor& scores, const Tensor& classes,
                                   int64_t max_output) {
-  check_shape("boxes", boxes, {kAnySize, kAnySize, 4});
+  check_shape("boxes", boxes, {kAnySize, kAnySize, kAnySize});
+  check_box_size(boxes.size(2));
   check_shape("scores", scores, {boxes.size(0), boxes.size(1)});
   check_shape("classes", classes, {boxes.size(0), boxes.size(1)});
   check_floating("boxes", boxes, boxes);
@@ -165,8 +170,7 @@ inline void check_matching(const Tensor& objects, const Tensor& object_valid, co
   check_floating("objects", objects, objects);
   check_floating("boxes", boxes, objects);
   check_bools("object_valid", object_valid, objects);
-  STD_TORCH_CHECK(objects.size(2) == 4 || objects.size(2) == 5, "detlab: boxes have 4 numbers, or 5 if rotated, not ",
-                  objects.size(2));
+  check_box_size(objects.size(2));
   STD_TORCH_CHECK(boxes.scalar_type() == objects.scalar_type(), "detlab: 'objects' and 'boxes' mix types");
   STD_TORCH_CHECK(boxes.size(0) == 1 || boxes.size(0) == objects.size(0), "detlab: boxes of ", boxes.size(0),
                   " images but objects of ", objects.size(0));
