@@ -12,7 +12,7 @@ from detlab.layers.blocks import CNNBlockBase, DepthwiseSeparableConv2d
 from detlab.layers.deform_conv import DeformConv, ModulatedDeformConv
 from detlab.layers.losses import ciou_loss, diou_loss, giou_loss, sigmoid_focal_loss, smooth_l1_loss
 from detlab.layers.mask_ops import paste_masks_in_image
-from detlab.layers.nms import batched_nms, batched_nms_rotated, nms, nms_rotated
+from detlab.layers.nms import batched_nms, batched_nms_rotated, nms, nms_fixed, nms_rotated
 from detlab.layers.roi_align import ROIAlign
 from detlab.layers.roi_align_rotated import ROIAlignRotated, roi_align_rotated
 from detlab.layers.rotated_boxes import pairwise_iou_rotated
@@ -62,6 +62,7 @@ __all__ = [
     "interpolate",
     "move_device_like",
     "nms",
+    "nms_fixed",
     "nms_rotated",
     "nonzero_tuple",
     "pairwise_iou_rotated",

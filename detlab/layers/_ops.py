@@ -4,13 +4,15 @@ Every operator is ``torch.ops.detlab.<name>``. Its schema, its shape rule (fake 
 kernels of the compiled library serve the devices it was built for, ``_ops_plain`` all others. The library is looked for
 when a kernel is first needed, never on import.
 
-Shapes: N images, C channels, L levels, R regions, B boxes, h x w bins of a region, M x M cells of a mask.
+Shapes: N images, C channels, L levels, R regions, B boxes, G objects of an image, h x w bins of a region, M x M cells
+of a mask.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,10 +20,14 @@ from torch import Tensor
 from detlab.layers import _ops_library, _ops_plain
 
 __all__ = [
+    "BoxMatches",
     "backend",
     "batched_nms",
     "batched_nms_rotated",
     "box_iou_rotated",
+    "mask_targets_from_bitmaps",
+    "mask_targets_from_polygons",
+    "match_boxes",
     "nms",
     "nms_fixed",
     "nms_rotated",
@@ -47,7 +53,15 @@ SCHEMAS = {
     "-> (Tensor indices, Tensor counts)",
     "box_iou_rotated": "(Tensor boxes1, Tensor boxes2) -> Tensor",
     "paste_masks": "(Tensor masks, Tensor boxes, SymInt height, SymInt width, float threshold) -> Tensor",
+    "match_boxes": "(Tensor objects, Tensor object_valid, Tensor boxes) "
+    "-> (Tensor overlaps, Tensor objects_of_boxes, Tensor object_overlaps, Tensor is_best)",
+    "mask_targets_from_polygons": "(Tensor coords, Tensor polygon_offsets, Tensor object_offsets, Tensor rows, "
+    "Tensor boxes, SymInt size) -> Tensor",
+    "mask_targets_from_bitmaps": "(Tensor bitmaps, Tensor rows, Tensor boxes, SymInt size) -> Tensor",
 }
+
+# Side of the largest mask that is drawn; kLargestTarget of the compiled library.
+LARGEST_TARGET = 1 << 14
 
 
 def roi_align(
@@ -177,7 +191,7 @@ def nms_fixed(
     """:func:`batched_nms` for a batch, with a result of known size and without waiting for the device.
 
     Args:
-        boxes: (N, B, 4) xyxy.
+        boxes: (N, B, 4) xyxy; or (N, B, 5) rotated boxes as for :func:`nms_rotated`.
         scores: (N, B); -inf or NaN marks padding, which is never kept and suppresses nothing.
         classes: (N, B) int64.
         iou_threshold: a box that overlaps a better one of its class by more than this goes.
@@ -186,7 +200,7 @@ def nms_fixed(
     Returns:
         Indices (N, P) int64 into B by decreasing score, 0 past the count; and the counts (N,) int64.
     """
-    _check("boxes", boxes, ("N", "B", 4))
+    _check_box_batch("boxes", boxes, ("N", "B"))
     _check("scores", scores, boxes.shape[:2], near=boxes)
     _check_integers("classes", classes, boxes.shape[:2], near=boxes)
     if max_output < 0:
@@ -220,6 +234,91 @@ def paste_masks(masks: Tensor, boxes: Tensor, image_size: Sequence[int], thresho
     if height < 0 or width < 0:
         raise ValueError(f"image_size must be a height and width that are not negative, got {tuple(image_size)}")
     return torch.ops.detlab.paste_masks(masks, boxes, height, width, threshold)
+
+
+class BoxMatches(NamedTuple):
+    """What B boxes and G objects of each of N images are to each other. Objects that are not valid take no part."""
+
+    overlaps: Tensor  # (N, B) float32 (float64 for such boxes): IoU of the box with its best object, 0 without objects
+    objects: Tensor  # (N, B) int64: that object, the first of equals; 0 in an image without objects
+    object_overlaps: Tensor  # (N, G): the largest IoU of the object with a box; 0 where it is not valid
+    is_best: Tensor  # (N, B) bool: with some object the box has the largest IoU that this has with any, and above 0
+
+
+def match_boxes(objects: Tensor, object_valid: Tensor, boxes: Tensor) -> BoxMatches:
+    """Finds each box's best object and each object's best overlap, never holding the overlaps of all pairs.
+
+    Args:
+        objects: (N, G, 4) xyxy; or (N, G, 5) rotated boxes as for :func:`nms_rotated`.
+        object_valid: (N, G) bool: which of them exist, the others being padding.
+        boxes: (N, B, 4), or (1, B, 4) for all images the same; 5 numbers if the objects have 5; of their type.
+
+    Returns:
+        The overlaps are those of ``box_iou`` in ``box_overlap.py`` (of :func:`box_iou_rotated` for rotated boxes) bit
+        for bit, also where they are compared. A box that is not finite overlaps nothing.
+    """
+    _check_box_batch("objects", objects, ("N", "G"))
+    _check_shape("object_valid", object_valid, objects.shape[:2])
+    _check("boxes", boxes, ("N or 1", "B", objects.shape[2]), like=objects)
+    if object_valid.dtype != torch.bool:
+        raise TypeError(f"'object_valid' must hold bool, got {object_valid.dtype}; convert it with .bool()")
+    if object_valid.device != objects.device:
+        raise ValueError(
+            f"'object_valid' is on {object_valid.device}, the other tensors on {objects.device}; move them together"
+        )
+    if boxes.shape[0] not in (1, objects.shape[0]):
+        raise ValueError(
+            f"'boxes' are of {boxes.shape[0]} images but 'objects' of {objects.shape[0]}; give one set of boxes for "
+            "each image, or one for all"
+        )
+    return BoxMatches(*torch.ops.detlab.match_boxes(objects, object_valid, boxes))
+
+
+def mask_targets_from_polygons(
+    coords: Tensor, polygon_offsets: Tensor, object_offsets: Tensor, rows: Tensor, boxes: Tensor, size: int
+) -> Tensor:
+    """Draws the part of an object that lies in a box, stretched to a square, as the COCO tools fill polygons.
+
+    Args:
+        coords: (V, 2) x y in pixels, the corners of all polygons, one after the other; computed with as float64.
+        polygon_offsets: (P + 1,) int64, where each polygon's corners begin, and at last V.
+        object_offsets: (O + 1,) int64, where each object's polygons begin, and at last P. An object is their union.
+        rows: (R,) int64, the object of each box; a row outside of [0, O), such as -1, gives an empty mask.
+        boxes: (R, 4) xyxy in pixels. A side below 0.1 pixels counts as so long; a box that is not finite gives an empty
+            mask.
+        size: M, in 1..16384.
+
+    Returns:
+        (R, M, M) bool. A polygon with a corner that is not finite, or that the stretch takes beyond 1e15, is left out.
+    """
+    _check("coords", coords, ("V", 2))
+    for name, offsets in (("polygon_offsets", polygon_offsets), ("object_offsets", object_offsets)):
+        _check_integers(name, offsets, ("entries",), near=coords)
+        if offsets.shape[0] == 0:
+            raise ValueError(f"'{name}' must have one entry more than it has parts, got none; begin with a 0")
+    _check_targets(coords, rows, boxes, size)
+    return torch.ops.detlab.mask_targets_from_polygons(coords, polygon_offsets, object_offsets, rows, boxes, size)
+
+
+def mask_targets_from_bitmaps(bitmaps: Tensor, rows: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """The part of a bitmap that lies in a box, pooled to a square by :func:`roi_align` and cut at one half.
+
+    Args:
+        bitmaps: (O, H, W) bool or uint8; what is not 0 is inside. No copy is made for a box.
+        rows: (R,) int64, the bitmap of each box; a row outside of [0, O), such as -1, gives an empty mask.
+        boxes: (R, 4) xyxy in pixels; one that is not finite gives an empty mask.
+        size: M, in 1..16384.
+
+    Returns:
+        (R, M, M) bool.
+    """
+    _check_shape("bitmaps", bitmaps, ("O", "H", "W"))
+    if bitmaps.dtype not in (torch.bool, torch.uint8):
+        raise TypeError(f"'bitmaps' must hold bool or uint8, got {bitmaps.dtype}; convert them with .bool()")
+    _check_targets(bitmaps, rows, boxes, size)
+    if bitmaps.shape[0] > 0:
+        _check_cells("bitmaps", bitmaps, *bitmaps.shape[1:], readers=rows)
+    return torch.ops.detlab.mask_targets_from_bitmaps(bitmaps, rows, boxes, size)
 
 
 def backend() -> str:
@@ -261,6 +360,15 @@ def _check_integers(name: str, tensor: Tensor, shape: Sequence, near: Tensor) ->
         raise ValueError(f"'{name}' is on {tensor.device}, the other tensors on {near.device}; move them together")
 
 
+def _check_box_batch(name: str, boxes: Tensor, shape: Sequence) -> None:
+    if boxes.dim() != 3 or boxes.shape[2] not in (4, 5):
+        text = ", ".join(shape)
+        raise ValueError(
+            f"'{name}' must have the shape ({text}, 4), or ({text}, 5) if rotated, got {tuple(boxes.shape)}"
+        )
+    _check(name, boxes, (*shape, boxes.shape[2]))
+
+
 def _check_candidates(boxes: Tensor, scores: Tensor, classes: Tensor | None, box_size: int) -> None:
     _check("boxes", boxes, ("B", box_size))
     _check("scores", scores, boxes.shape[:1], near=boxes)
@@ -274,6 +382,13 @@ def _check_cells(name: str, tensor: Tensor, *sizes: int, readers: Tensor) -> Non
         raise ValueError(
             f"'{name}' has no cells to read for {readers.shape[0]} entries, its shape is {tuple(tensor.shape)}"
         )
+
+
+def _check_targets(masks: Tensor, rows: Tensor, boxes: Tensor, size: int) -> None:
+    _check("boxes", boxes, ("R", 4), near=masks)
+    _check_integers("rows", rows, boxes.shape[:1], near=masks)
+    if not 1 <= size <= LARGEST_TARGET:
+        raise ValueError(f"the size of a mask must be in 1..{LARGEST_TARGET}, got {size}")
 
 
 def _check_output_size(output_size: Sequence[int]) -> None:
@@ -318,6 +433,25 @@ def _fake_paste_masks(masks, boxes, height, width, threshold):
     return masks.new_empty((masks.shape[0], height, width), dtype=torch.bool if threshold >= 0 else torch.uint8)
 
 
+def _fake_match_boxes(objects, object_valid, boxes):
+    wide = torch.float64 if objects.dtype == torch.float64 else torch.float32
+    shape = (objects.shape[0], boxes.shape[1])
+    return (
+        objects.new_empty(shape, dtype=wide),
+        objects.new_empty(shape, dtype=torch.int64),
+        objects.new_empty(objects.shape[:2], dtype=wide),
+        objects.new_empty(shape, dtype=torch.bool),
+    )
+
+
+def _fake_mask_targets_from_polygons(coords, polygon_offsets, object_offsets, rows, boxes, size):
+    return boxes.new_empty((rows.shape[0], size, size), dtype=torch.bool)
+
+
+def _fake_mask_targets_from_bitmaps(bitmaps, rows, boxes, size):
+    return boxes.new_empty((rows.shape[0], size, size), dtype=torch.bool)
+
+
 FAKE_KERNELS: dict[str, Callable] = {
     "roi_align_levels": _fake_roi_align_levels,
     "roi_align_levels_backward": _fake_roi_align_levels_backward,
@@ -328,6 +462,9 @@ FAKE_KERNELS: dict[str, Callable] = {
     "nms_fixed": _fake_nms_fixed,
     "box_iou_rotated": _fake_box_iou_rotated,
     "paste_masks": _fake_paste_masks,
+    "match_boxes": _fake_match_boxes,
+    "mask_targets_from_polygons": _fake_mask_targets_from_polygons,
+    "mask_targets_from_bitmaps": _fake_mask_targets_from_bitmaps,
 }
 
 

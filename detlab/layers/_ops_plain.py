@@ -10,15 +10,20 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from detlab.layers import _ops_library
+from detlab.layers.box_overlap import box_iou
+from detlab.utils.mask_codes import draw_polygons
 
-# Pairs of rotated boxes, and pixels of masks, handled at once: bounds the memory of the intermediates.
+# Pairs of boxes, and pixels of masks, handled at once: bounds the memory of the intermediates.
 PAIRS_PER_CHUNK = 1 << 20
 PIXELS_PER_CHUNK = 1 << 24
+# What a polygon is stretched to may lie so far off, in pixels: up to there float64 counts fifths of a pixel.
+FARTHEST_POINT = 1e15
 
 
 def roi_align_levels(
@@ -147,9 +152,10 @@ def nms_fixed(
 ) -> tuple[Tensor, Tensor]:
     indices = torch.zeros((len(boxes), max_output), dtype=torch.int64, device=boxes.device)
     counts = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
+    suppress = nms_rotated if boxes.shape[2] == 5 else nms
     for image in range(len(boxes)):
         rows = (scores[image] > -math.inf).nonzero().squeeze(1)
-        kept = rows[nms(boxes[image, rows], scores[image, rows], classes[image, rows], iou_threshold)][:max_output]
+        kept = rows[suppress(boxes[image, rows], scores[image, rows], classes[image, rows], iou_threshold)][:max_output]
         indices[image, : len(kept)] = kept
         counts[image] = len(kept)
     return indices, counts
@@ -336,3 +342,80 @@ def _stretch(masks: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
     grid = torch.stack((xs[:, None, :].expand(-1, height, -1), ys[:, :, None].expand(-1, -1, width)), dim=-1)
     grid = torch.where(has_area[..., None], grid, -2.0)  # two mask sizes away: reads zeros
     return F.grid_sample(masks[:, None], grid, align_corners=False)[:, 0]
+
+
+def match_boxes(objects: Tensor, object_valid: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    wide = _wide(objects.dtype)
+    objects, boxes = objects.to(wide), boxes.to(wide)
+    num_images, num_objects = object_valid.shape
+    num_boxes = boxes.shape[1]
+    overlaps = objects.new_zeros((num_images, num_boxes))
+    matches = torch.zeros_like(overlaps, dtype=torch.int64)
+    object_overlaps = objects.new_zeros((num_images, num_objects))
+    is_best = torch.zeros_like(overlaps, dtype=torch.bool)
+    if overlaps.numel() == 0 or num_objects == 0:
+        return overlaps, matches, object_overlaps, is_best
+    boxes_per_chunk = max(PAIRS_PER_CHUNK // num_objects, 1)
+    chunks = [slice(start, start + boxes_per_chunk) for start in range(0, num_boxes, boxes_per_chunk)]
+    for image in range(num_images):
+        own, valid = objects[image], object_valid[image, :, None]
+        candidates = boxes[image if len(boxes) > 1 else 0]
+        for chunk in chunks:
+            # Below every overlap, so that an object that is not valid is none's best.
+            table = torch.where(valid, _overlap_table(own, candidates[chunk]), -1.0)
+            best, rows = table.max(dim=0)
+            overlaps[image, chunk], matches[image, chunk] = best.clamp(min=0), torch.where(best < 0, 0, rows)
+            object_overlaps[image] = torch.maximum(object_overlaps[image], table.amax(dim=1))
+        for chunk in chunks:
+            wanted = object_overlaps[image, :, None]
+            table = _overlap_table(own, candidates[chunk])
+            is_best[image, chunk] = ((table == wanted) & (wanted > 0) & valid).any(dim=0)
+    return overlaps, matches, object_overlaps, is_best
+
+
+def _overlap_table(objects: Tensor, boxes: Tensor) -> Tensor:
+    """Of upright boxes, or of rotated ones, which have 5 numbers."""
+    return box_iou_rotated(objects, boxes) if objects.shape[-1] == 5 else box_iou(objects, boxes)
+
+
+def mask_targets_from_polygons(
+    coords: Tensor, polygon_offsets: Tensor, object_offsets: Tensor, rows: Tensor, boxes: Tensor, size: int
+) -> Tensor:
+    points = coords.detach().to("cpu", torch.float64).numpy()
+    corners = boxes.detach().to("cpu", _wide(boxes.dtype)).numpy()
+    starts, first_polygons = _held(polygon_offsets, len(points)), _held(object_offsets, len(polygon_offsets) - 1)
+    # Boxes of no size would ask for infinite stretch.
+    with np.errstate(over="ignore", invalid="ignore"):
+        extent = corners[:, 2:] - corners[:, :2]
+    sides = np.maximum(extent, np.asarray(0.1, corners.dtype))
+    stretch = np.asarray(size, corners.dtype) / sides
+    drawn: list[list[np.ndarray]] = []
+    for box, row in enumerate(rows.tolist()):
+        own: list[np.ndarray] = []
+        if 0 <= row < len(first_polygons) - 1 and np.isfinite(corners[box]).all():
+            polygons = range(first_polygons[row], max(first_polygons[row + 1], first_polygons[row]))
+            moved = [(points[starts[i] : starts[i + 1]] - corners[box, :2]) * stretch[box] for i in polygons]
+            own = [p.reshape(-1) for p in moved if len(p) > 2 and (np.abs(p) <= FARTHEST_POINT).all()]
+        drawn.append(own)
+    return torch.from_numpy(draw_polygons(drawn, size, size)).to(boxes.device)
+
+
+def _held(offsets: Tensor, count: int) -> list[int]:
+    return offsets.clamp(0, count).tolist()
+
+
+def mask_targets_from_bitmaps(bitmaps: Tensor, rows: Tensor, boxes: Tensor, size: int) -> Tensor:
+    _, height, width = bitmaps.shape
+    targets = torch.zeros((len(rows), size, size), dtype=torch.bool, device=bitmaps.device)
+    # Maps of numbers take four times the memory of bitmaps.
+    per_chunk = max(PIXELS_PER_CHUNK // max(height * width, 1), 1)
+    for start in range(0, len(bitmaps), per_chunk):
+        chunk = bitmaps[start : start + per_chunk]
+        chosen = ((rows >= start) & (rows < start + len(chunk))).nonzero().squeeze(1)
+        if len(chosen) == 0:
+            continue
+        own_boxes = boxes[chosen].to(_wide(boxes.dtype))
+        rois = torch.cat([(rows[chosen] - start).to(own_boxes.dtype)[:, None], own_boxes], dim=1)
+        pooled = roi_align_levels([(chunk != 0).float()[:, None]], rois, None, [size, size], [1.0], 0, True)
+        targets[chosen] = pooled.squeeze(1) >= 0.5
+    return targets

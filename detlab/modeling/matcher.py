@@ -6,6 +6,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from detlab.layers._ops import match_boxes
+
 __all__ = ["Matcher"]
 
 
@@ -51,28 +53,36 @@ class Matcher:
             matches = match_quality_matrix.new_zeros(num_predictions, dtype=torch.int64)
             return matches, torch.full_like(matches, self.labels[0], dtype=torch.int8)
         best_quality, matches = match_quality_matrix.max(dim=0)
-        cuts = best_quality.new_tensor(self.thresholds[1:-1])
-        labels = torch.tensor(self.labels, dtype=torch.int8, device=best_quality.device)
-        match_labels = labels[torch.bucketize(best_quality, cuts, right=True)]
+        match_labels = self._labels_of(best_quality)
         if self.allow_low_quality_matches:
             self.set_low_quality_matches_(match_labels, match_quality_matrix)
         return matches, match_labels
 
     def match_batch(self, objects: Tensor, object_valid: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Match the boxes of a batch. (interim)"""
-        from detlab.structures.boxes import box_iou
+        """Match the boxes of a batch with objects by their IoU, by the rules of a call with the matrix of overlaps.
 
-        overlaps = torch.stack([box_iou(own, boxes[min(i, len(boxes) - 1)]) for i, own in enumerate(objects)])
-        overlaps = torch.where(object_valid[:, :, None], overlaps, torch.zeros((), device=overlaps.device))
-        best, matches = overlaps.max(dim=1)
-        labels = torch.full_like(matches, self.labels[0])
-        for cut, label in zip(self.thresholds[1:-1], self.labels[1:]):
-            labels = torch.where(best >= cut, label, labels)
+        That matrix is never built, and the host does not wait for the device.
+
+        Args:
+            objects: (N, G, 4) xyxy, or (N, G, 5) rotated boxes.
+            object_valid: (N, G) bool: which objects exist; the others match nothing.
+            boxes: (N, B, 4 or 5), or (1, B, 4 or 5) for all images the same.
+
+        Returns:
+            The object of each box, (N, B) int64 (0 in an image without objects), and the label, (N, B) int8.
+        """
+        found = match_boxes(objects, object_valid, boxes)
+        labels = self._labels_of(found.overlaps)
         if self.allow_low_quality_matches:
-            best_of_gt = overlaps.amax(dim=2, keepdim=True)
-            is_best = (overlaps == best_of_gt) & (best_of_gt > 0)
-            labels = labels.masked_fill(is_best.any(dim=1), 1)
-        return matches, labels.to(torch.int8)
+            labels.masked_fill_(found.is_best, 1)
+        return found.objects, labels
+
+    def _labels_of(self, best_quality: Tensor) -> Tensor:
+        """The label, int8, of the interval that each value lies in."""
+        labels = torch.full_like(best_quality, self.labels[0], dtype=torch.int8)
+        for cut, label in zip(self.thresholds[1:-1], self.labels[1:]):
+            labels.masked_fill_(best_quality >= cut, label)
+        return labels
 
     def set_low_quality_matches_(self, match_labels: Tensor, match_quality_matrix: Tensor) -> None:
         """Label 1, in place, every prediction that ties for the best overlap of some ground truth.

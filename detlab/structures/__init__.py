@@ -13,6 +13,7 @@ from detlab.structures.image_list import ImageList
 from detlab.structures.instances import Instances
 from detlab.structures.keypoints import Keypoints, heatmaps_to_keypoints
 from detlab.structures.masks import BitMasks, PolygonMasks, ROIMasks, polygons_to_bitmask
+from detlab.structures.packed_polygons import PackedPolygons
 from detlab.structures.rotated_boxes import RotatedBoxes
 from detlab.structures.rotated_boxes import pairwise_iou as pairwise_iou_rotated
 
@@ -23,6 +24,7 @@ __all__ = [
     "ImageList",
     "Instances",
     "Keypoints",
+    "PackedPolygons",
     "PolygonMasks",
     "ROIMasks",
     "RotatedBoxes",

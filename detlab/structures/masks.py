@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from detlab.layers._ops import mask_targets_from_bitmaps
 from detlab.layers.mask_ops import paste_masks_in_image
-from detlab.layers.roi_align import ROIAlign
 from detlab.structures.boxes import Boxes
+from detlab.structures.packed_polygons import PackedPolygons
 from detlab.utils.mask_codes import Polygons, checked_objects, checked_polygons, draw_polygons
 
 __all__ = [
@@ -63,31 +64,11 @@ def rasterize_polygons_within_box(polygons: Polygons, box: np.ndarray, mask_size
     Raises:
         ValueError: as of ``PolygonMasks``, or the box is not finite.
     """
-    return _draw_within_boxes([checked_polygons(polygons)], np.asarray(box)[None], mask_size)[0]
-
-
-def _draw_within_boxes(objects: Sequence[Polygons], boxes: np.ndarray, mask_size: int) -> Tensor:
-    """N objects and (N, 4) boxes -> (N, M, M) bool."""
-    if not np.isfinite(boxes).all():
-        wrong = int(np.flatnonzero(~np.isfinite(boxes).all(axis=1))[0])
-        raise ValueError(
-            f"box {wrong} of {len(boxes)} to draw a mask in is {boxes[wrong].tolist()}, which is not finite"
-        )
-    corners = boxes[:, :2]
-    # Boxes of no size would ask for infinite stretch.
-    stretch = mask_size / np.maximum(boxes[:, 2:] - corners, np.asarray(0.1, boxes.dtype))
-    counts = [len(polygons) for polygons in objects]
-    flat = [polygon for polygons in objects for polygon in polygons]
-    if not flat:
-        return torch.zeros(len(objects), mask_size, mask_size, dtype=torch.bool)
-    lengths = np.array([len(polygon) for polygon in flat])
-    owner = np.repeat(np.repeat(np.arange(len(objects)), counts), lengths // 2)
-    points = (np.concatenate(flat).reshape(-1, 2) - corners[owner]) * stretch[owner]
-    ends = np.cumsum(lengths)
-    values = points.reshape(-1)
-    moved = iter([values[start:end] for start, end in zip((ends - lengths).tolist(), ends.tolist())])
-    stretched = [[next(moved) for _ in range(count)] for count in counts]
-    return torch.from_numpy(draw_polygons(stretched, mask_size, mask_size))
+    place = torch.as_tensor(box)
+    boxes = (place if place.is_floating_point() else place.double())[None].cpu()
+    _check_finite(boxes)
+    packed = PackedPolygons.from_polygons([checked_polygons(polygons)])
+    return packed.crop_and_resize(torch.zeros(1, dtype=torch.int64), boxes, mask_size)[0]
 
 
 class BitMasks:
@@ -171,24 +152,24 @@ class BitMasks:
             raise ValueError("ROIMasks do not know where they lie in the image; pass boxes=, one box for each mask")
         return roi_masks.to_bitmasks(boxes, height, width, threshold)
 
-    def crop_and_resize(self, boxes: Tensor, mask_size: int) -> Tensor:
-        """The part of each mask that lies in its box, resampled (by ROIAlign) to a square.
+    def crop_and_resize(self, boxes: Tensor, mask_size: int, rows: Tensor | None = None) -> Tensor:
+        """The part of a mask that lies in each box, resampled (by ROIAlign) to a square, where the masks are.
 
         Args:
-            boxes: (N, 4) xyxy in pixels, one for each mask.
+            boxes: (R, 4) xyxy in pixels. One that is not finite gives an empty mask.
             mask_size: M.
+            rows: (R,) int64, the mask of each box, of which no copy is made; -1 of a place without an object gives an
+                empty mask. Without it there is one box for each mask.
 
         Returns:
-            (N, M, M) bool.
+            (R, M, M) bool, on the device of ``boxes``.
 
         Raises:
-            ValueError: if there are not as many boxes as masks.
+            ValueError: without ``rows``, if there are not as many boxes as masks.
         """
-        _check_one_box_each(boxes, len(self))
-        index = torch.arange(len(boxes), device=self.device, dtype=torch.float32)
-        rois = torch.cat([index[:, None], boxes.to(device=self.device, dtype=torch.float32)], dim=1)
-        sample = ROIAlign((mask_size, mask_size), spatial_scale=1.0, sampling_ratio=0, aligned=True)
-        return sample(self.tensor[:, None].to(torch.float32), rois).squeeze(1) >= 0.5
+        own_rows = _rows_of_boxes(boxes, len(self), rows).to(self.device)
+        own_boxes = boxes.detach().to(self.device, torch.float32)
+        return mask_targets_from_bitmaps(self.tensor, own_rows, own_boxes, mask_size).to(boxes.device)
 
     def get_bounding_boxes(self) -> Boxes:
         """The smallest box around each mask, which covers its outermost pixels; zeros for an empty mask."""
@@ -220,9 +201,22 @@ def _first_and_past_last(occupied: Tensor) -> tuple[Tensor, Tensor]:
     return first, torch.where(occupied.any(dim=1), past_last, first)
 
 
-def _check_one_box_each(boxes: Tensor, num_masks: int) -> None:
+def _rows_of_boxes(boxes: Tensor, num_masks: int, rows: Tensor | None) -> Tensor:
+    """(R,) int64, on the device of the boxes."""
+    if rows is not None:
+        return rows.to(boxes.device)
     if len(boxes) != num_masks:
         raise ValueError(f"{num_masks} masks but {len(boxes)} boxes; give one box for each mask")
+    return torch.arange(num_masks, device=boxes.device)
+
+
+def _check_finite(boxes: Tensor) -> None:
+    is_finite = boxes.isfinite().all(dim=1)
+    if not is_finite.all():
+        wrong = int((~is_finite).nonzero()[0])
+        raise ValueError(
+            f"box {wrong} of {len(boxes)} to draw a mask in is {boxes[wrong].tolist()}, which is not finite"
+        )
 
 
 class PolygonMasks:
@@ -277,22 +271,27 @@ class PolygonMasks:
             boxes[visible, 2:] = np.maximum.reduceat(corners, starts)
         return Boxes(torch.from_numpy(boxes))
 
-    def crop_and_resize(self, boxes: Tensor, mask_size: int) -> Tensor:
-        """Draws the part of each object that lies in its box, stretched to a square.
+    def crop_and_resize(self, boxes: Tensor, mask_size: int, rows: Tensor | None = None) -> Tensor:
+        """Draws the part of an object that lies in each box, stretched to a square, where the boxes are.
+
+        For the boxes of a whole batch on a GPU, pack its polygons once and crop these: see ``PackedPolygons``.
 
         Args:
-            boxes: (N, 4) xyxy in pixels, one for each object.
+            boxes: (R, 4) xyxy in pixels.
             mask_size: M.
+            rows: (R,) int64, the object of each box; -1 of a place without an object gives an empty mask. Without it
+                there is one box for each object.
 
         Returns:
-            (N, M, M) bool, on the device of ``boxes``.
+            (R, M, M) bool, on the device of ``boxes``.
 
         Raises:
-            ValueError: if there are not as many boxes as objects, or a box is not finite.
+            ValueError: without ``rows``, if there are not as many boxes as objects; or if a box is not finite.
         """
-        _check_one_box_each(boxes, len(self))
-        masks = _draw_within_boxes(self.polygons, boxes.detach().to("cpu", torch.float32).numpy(), mask_size)
-        return masks.to(boxes.device)
+        own_rows = _rows_of_boxes(boxes, len(self), rows)
+        _check_finite(boxes)
+        packed = PackedPolygons.from_polygons(self).to(boxes.device)
+        return packed.crop_and_resize(own_rows, boxes.detach().to(torch.float32), mask_size)
 
     def area(self) -> Tensor:
         """(N,) float64: the sum over each object's polygons, overlaps counted twice."""

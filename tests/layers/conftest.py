@@ -1,6 +1,7 @@
 """Fixtures of the operators' tests."""
 
 import functools
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -20,6 +21,12 @@ def backend_named(name: str) -> Backend:
 def ops(request) -> Backend:
     """The operators of one backend after the other."""
     return backend_named(request.param)
+
+
+@pytest.fixture
+def backend() -> Callable[[str], Backend]:
+    """The operators of a backend by its name, for tests that are about some of them or compare two."""
+    return backend_named
 
 
 @pytest.fixture(params=DEVICES)

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from detlab.utils._polygon_fill import runs_of_polygon
+
 
 def roi_align_levels(
     features: Sequence[Tensor],
@@ -153,7 +155,8 @@ def nms_fixed(
     counts = torch.zeros(len(boxes), dtype=torch.int64)
     for image in range(len(boxes)):
         real = [i for i, score in enumerate(scores[image].tolist()) if score > -math.inf]
-        kept = nms(boxes[image, real], scores[image, real], classes[image, real], iou_threshold)[:max_output]
+        suppress_image = nms_rotated if boxes.shape[2] == 5 else nms
+        kept = suppress_image(boxes[image, real], scores[image, real], classes[image, real], iou_threshold)[:max_output]
         indices[image, : len(kept)] = torch.tensor([real[i] for i in kept], dtype=torch.int64)
         counts[image] = len(kept)
     return indices, counts
@@ -235,3 +238,57 @@ def stretch_weights(low: float, high: float, cells: int, size: int) -> Tensor:
             if 0 <= cell < cells:
                 weights[pixel, cell] = share
     return weights
+
+
+def match_boxes(objects: Tensor, object_valid: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Through the table of all overlaps, in the precision of the boxes; of rotated ones in float64."""
+    results = []
+    for image, (own, valid) in enumerate(zip(objects, object_valid)):
+        candidates = boxes[image if len(boxes) > 1 else 0]
+        if own.shape[1] == 5:
+            table = box_iou_rotated(own, candidates).numpy()
+        else:
+            table = np.array([box_iou(box, candidates.numpy()) for box in own.numpy()]).reshape(len(own), -1)
+        results.append(matches_of_table(table, valid.numpy()))
+    return tuple(torch.from_numpy(np.stack(parts)) for parts in zip(*results))
+
+
+def matches_of_table(table: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, ...]:
+    """(G, B) overlaps, where what is no number counts as 0, and (G,) which objects there are."""
+    table = np.where(np.isfinite(table), table, 0)
+    num_objects, num_boxes = table.shape
+    overlaps, rows = np.zeros(num_boxes, table.dtype), np.zeros(num_boxes, np.int64)
+    object_overlaps, is_best = np.zeros(num_objects, table.dtype), np.zeros(num_boxes, bool)
+    for row in np.flatnonzero(valid)[::-1]:
+        takes = table[row] >= overlaps  # from the last on, so that the first of equals stays
+        overlaps[takes], rows[takes] = table[row, takes], row
+    for row in np.flatnonzero(valid):
+        object_overlaps[row] = table[row].max(initial=0)
+        is_best |= (table[row] == object_overlaps[row]) & (object_overlaps[row] > 0)
+    return overlaps, rows, object_overlaps, is_best
+
+
+def mask_targets_from_polygons(
+    coords: Tensor, polygon_offsets: Tensor, object_offsets: Tensor, rows: Tensor, boxes: Tensor, size: int
+) -> Tensor:
+    """One polygon after the other: moved, stretched, filled edge by edge."""
+    targets = np.zeros((len(rows), size, size), dtype=bool)
+    points, corners = coords.double().numpy(), boxes.numpy()
+    for target, row, box in zip(targets, rows.tolist(), corners):
+        if not 0 <= row < len(object_offsets) - 1:
+            continue
+        stretch = np.asarray(size, box.dtype) / np.maximum(box[2:] - box[:2], np.asarray(0.1, box.dtype))
+        for polygon in range(object_offsets[row], object_offsets[row + 1]):
+            own = points[polygon_offsets[polygon] : polygon_offsets[polygon + 1]]
+            runs = runs_of_polygon(((own - box[:2]) * stretch).reshape(-1), size, size)
+            inside = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
+            target |= inside.reshape(size, size).T
+    return torch.from_numpy(targets)
+
+
+def mask_averages_from_bitmaps(bitmaps: Tensor, rows: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """The values that are cut at one half, (R, M, M); 0 where there is no object."""
+    is_object = (rows >= 0) & (rows < len(bitmaps))
+    rois = torch.cat([torch.where(is_object, rows, 0)[:, None], boxes.double()], dim=1)
+    pooled = roi_align_levels([(bitmaps[:, None] != 0).double()], rois, None, (size, size), (1.0,), 0, True)
+    return torch.where(is_object[:, None, None], pooled[:, 0].nan_to_num(0), 0.0)

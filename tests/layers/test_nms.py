@@ -2,7 +2,7 @@
 
 import torch
 
-from detlab.layers.nms import batched_nms, batched_nms_rotated, nms, nms_rotated
+from detlab.layers.nms import batched_nms, batched_nms_rotated, nms, nms_fixed, nms_rotated
 from detlab.layers.rotated_boxes import pairwise_iou_rotated
 
 
@@ -60,6 +60,19 @@ def test_unturned_boxes_are_suppressed_as_upright_ones():
     assert torch.equal(
         batched_nms_rotated(as_rotated(boxes), scores, classes, 0.4), batched_nms(boxes, scores, classes, 0.4)
     )
+
+
+def test_a_batch_of_fixed_size_keeps_what_each_image_alone_does():
+    images = [scene(count=40), scene(count=40)]
+    images[1][1][20:] = -torch.inf
+    for prepare, suppress in ((lambda x: x, batched_nms), (as_rotated, batched_nms_rotated)):
+        boxes, scores, classes = (torch.stack(parts) for parts in zip(*images))
+        boxes = torch.stack([prepare(own) for own in boxes]).double()
+        indices, counts = nms_fixed(boxes, scores, classes, 0.4, 40)
+        for i, count in enumerate((40, 20)):
+            alone = suppress(boxes[i, :count], scores[i, :count], classes[i, :count], 0.4)
+            assert indices[i].tolist() == alone.tolist() + [0] * (40 - len(alone))
+            assert counts[i] == len(alone)
 
 
 def test_crossed_bars_share_a_square():

@@ -29,6 +29,9 @@ def run_every_operator():
     scores, classes = rand(4000), torch.arange(4000).remainder(3)
     rotated_boxes = torch.cat([rand(3000, 2) * 200, rand(3000, 2) * 30 + 2, rand(3000, 1) * 360], dim=1)
     batch = corners.view(4, 1000, 4), scores.view(4, 1000), classes.view(4, 1000)
+    objects, valid = corners.view(4, 1000, 4)[:, ::40] + 1, torch.arange(100).view(4, 25).remainder(5) > 0
+    blobs = rand(7, 20, 2).double() * 300
+    offsets = torch.arange(8)
     ops = torch.ops.detlab
     return {
         "pooled": ops.roi_align_levels(maps, rois, levels, *pooling),
@@ -42,6 +45,11 @@ def run_every_operator():
         "ious": ops.box_iou_rotated(rotated_boxes[:100], rotated_boxes),
         "hard": ops.paste_masks(rand(20, 28, 28), corners[:20], 150, 201, 0.5),
         "soft": ops.paste_masks(rand(20, 28, 28), corners[:20], 150, 201, -1.0),
+        "matches": ops.match_boxes(objects, valid, batch[0]),
+        "drawn": ops.mask_targets_from_polygons(
+            blobs.flatten(0, 1), offsets * 20, offsets, torch.arange(90).remainder(8), corners[:90], 28
+        ),
+        "cut": ops.mask_targets_from_bitmaps(rand(7, 250, 301) > 0.5, torch.arange(90).remainder(8), corners[:90], 28),
     }
 
 

@@ -304,6 +304,36 @@ def test_fixed_form_of_grid_boxes_at_their_thresholds(ops):
         check_fixed(ops, boxes, scores, classes, iou_threshold, 60)
 
 
+def rotated_batch(dtype=torch.float32):
+    """Some real boxes in each of three images; padding in between, on top of them."""
+    boxes = torch.stack([rotated_boxes(60, seed=20 + image) for image in range(3)]).to(dtype)
+    scores = torch.rand(3, 60, generator=seeded(6))
+    for image, count in enumerate((60, 25, 0)):
+        padding = torch.randperm(60, generator=seeded(image))[count:]
+        scores[image, padding] = -math.inf
+        boxes[image, padding] = torch.tensor([40.0, 40.0, 90.0, 90.0, 30.0], dtype=dtype)
+    return boxes, scores, torch.randint(2, (3, 60), generator=seeded(7))
+
+
+@pytest.mark.parametrize("max_output", [0, 5, 100])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_fixed_form_of_rotated_boxes(ops, max_output, dtype):
+    arguments = *rotated_batch(dtype), 0.3, max_output
+    counts = check_fixed(ops, *arguments)
+    assert counts[2] == 0
+    for image in range(2):
+        real = (arguments[1][image] > -math.inf).nonzero().squeeze(1)
+        kept = ops.nms_rotated(*(x[image, real] for x in arguments[:3]), 0.3)[:max_output]
+        assert torch.equal(ops.nms_fixed(*arguments)[0][image, : counts[image]], real[kept])
+
+
+def test_fixed_form_of_rotated_boxes_in_half_precision(ops):
+    boxes, scores, classes = rotated_batch()
+    expected = ops.nms_fixed(boxes.half().float(), scores, classes, 0.3, 40)
+    for actual, wanted in zip(ops.nms_fixed(boxes.half(), scores, classes, 0.3, 40), expected):
+        assert torch.equal(actual, wanted)
+
+
 def test_fixed_form_takes_nan_scores_for_padding(ops):
     boxes, scores, classes = padded_batch()
     scores[scores == -math.inf] = math.nan

@@ -42,6 +42,20 @@ def classes(*shape):
     return torch.randint(3, shape, generator=torch.Generator().manual_seed(3))
 
 
+def polygons():
+    """A triangle and a square of one object, nothing of the next, a triangle of the last: corners and offsets."""
+    corners = [[1.0, 1], [9, 2], [3, 8], [4, 4], [8, 4], [8, 8], [4, 8], [0, 0], [5, 0], [0, 5]]
+    return torch.tensor(corners, dtype=torch.float64), torch.tensor([0, 3, 7, 10]), torch.tensor([0, 2, 2, 3])
+
+
+def valid(*shape):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(4)) > 0.3
+
+
+def bitmaps(*shape):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(5)) > 0.5
+
+
 POOLING = ([3, 2], [0.5, 0.25], 2, True)
 ONE_LEVEL = ([3, 2], [0.5], 0, False)
 ROTATED = ([3, 2], 0.5, 2)
@@ -83,6 +97,7 @@ SAMPLES = {
         (boxes(2, 9), scores(2, 9), classes(2, 9), 0.5, 4),
         (boxes(2, 9).half(), scores(2, 9), classes(2, 9), 0.5, 20),
         (boxes(2, 0), scores(2, 0), classes(2, 0), 0.5, 4),
+        (boxes(2, 9, sides=5), scores(2, 9), classes(2, 9), 0.5, 4),
     ],
     "box_iou_rotated": [
         (boxes(4, sides=5), boxes(7, sides=5)),
@@ -93,6 +108,21 @@ SAMPLES = {
         (torch.rand(3, 7, 7), boxes(3), 12, 15, 0.5),
         (torch.rand(3, 7, 7).half(), boxes(3).half(), 12, 15, -1.0),
         (torch.rand(0, 7, 7), boxes(0), 12, 15, 0.5),
+    ],
+    "match_boxes": [
+        (boxes(2, 4), valid(2, 4), boxes(2, 9)),
+        (boxes(2, 4, sides=5).double(), valid(2, 4), boxes(1, 9, sides=5).double()),
+        (boxes(2, 0).half(), valid(2, 0), boxes(1, 0).half()),
+    ],
+    "mask_targets_from_polygons": [
+        (*polygons(), torch.tensor([0, 2, -1]), boxes(3), 6),
+        (*polygons(), torch.tensor([1, 9, 2]), boxes(3).double(), 70),
+        (*polygons(), torch.tensor([], dtype=torch.int64), boxes(0), 6),
+    ],
+    "mask_targets_from_bitmaps": [
+        (bitmaps(4, 12, 15), torch.tensor([0, 3, -1]), boxes(3), 6),
+        (bitmaps(4, 12, 15).to(torch.uint8), torch.tensor([0, 9, 2]), boxes(3).double(), 6),
+        (bitmaps(0, 0, 0), torch.tensor([-1, 0, 2]), boxes(3), 6),
     ],
 }
 
@@ -149,6 +179,10 @@ def bad_calls():
     rotated, rotated_backward = SAMPLES["roi_align_rotated"][0], SAMPLES["roi_align_rotated_backward"][0]
     suppression, rotated_suppression = SAMPLES["nms"][1], SAMPLES["nms_rotated"][1]
     fixed, iou, paste = SAMPLES["nms_fixed"][0], SAMPLES["box_iou_rotated"][0], SAMPLES["paste_masks"][0]
+    match, draw, cut = (
+        SAMPLES[name][0] for name in ("match_boxes", "mask_targets_from_polygons", "mask_targets_from_bitmaps")
+    )
+    corners, starts, firsts = polygons()
     for name, sample, place, values in [
         (
             "roi_align_levels",
@@ -181,7 +215,7 @@ def bad_calls():
         ("nms_rotated", rotated_suppression, 0, [boxes(9), boxes(8, sides=5), boxes(9, sides=5).long()]),
         ("nms_rotated", rotated_suppression, 1, [scores(8), scores(9).long()]),
         ("nms_rotated", rotated_suppression, 2, [classes(8), classes(9).int()]),
-        ("nms_fixed", fixed, 0, [boxes(9), boxes(2, 8), boxes(2, 9, sides=5), boxes(2, 9).long(), boxes(3, 9)]),
+        ("nms_fixed", fixed, 0, [boxes(9), boxes(2, 8), boxes(2, 9, sides=6), boxes(2, 9).long(), boxes(3, 9)]),
         ("nms_fixed", fixed, 1, [scores(9), scores(2, 8), scores(2, 9).long()]),
         ("nms_fixed", fixed, 2, [classes(9), classes(2, 8), classes(2, 9).int()]),
         ("nms_fixed", fixed, 4, [-1]),
@@ -196,6 +230,25 @@ def bad_calls():
         ("paste_masks", paste, 1, [boxes(2), boxes(3, sides=5), boxes(3)[0], boxes(3).long()]),
         ("paste_masks", paste, 2, [-1]),
         ("paste_masks", paste, 3, [-1]),
+        ("match_boxes", match, 0, [boxes(4), boxes(2, 5), boxes(2, 4, sides=5), boxes(2, 4).long(), boxes(3, 4)]),
+        ("match_boxes", match, 0, [boxes(2, 4).double(), boxes(2, 4)[..., :3]]),
+        ("match_boxes", match, 1, [valid(4), valid(2, 5), valid(2, 4).float(), valid(1, 4)]),
+        (
+            "match_boxes",
+            match,
+            2,
+            [boxes(9), boxes(2, 9, sides=5), boxes(3, 9), boxes(2, 9).long(), boxes(2, 9).half()],
+        ),
+        ("mask_targets_from_polygons", draw, 0, [corners[:, :1], corners[0], corners.long()]),
+        ("mask_targets_from_polygons", draw, 1, [starts[:0], starts.int(), starts.float(), starts[None]]),
+        ("mask_targets_from_polygons", draw, 2, [firsts[:0], firsts.int(), firsts.float(), firsts[None]]),
+        ("mask_targets_from_polygons", draw, 3, [LEVELS[:2], LEVELS.int(), LEVELS[None]]),
+        ("mask_targets_from_polygons", draw, 4, [boxes(2), boxes(3, sides=5), boxes(3).long()]),
+        ("mask_targets_from_polygons", draw, 5, [0, -1, (1 << 14) + 1]),
+        ("mask_targets_from_bitmaps", cut, 0, [bitmaps(4, 12), bitmaps(4, 12, 15).float(), bitmaps(4, 0, 15)]),
+        ("mask_targets_from_bitmaps", cut, 1, [LEVELS[:2], LEVELS.int(), LEVELS[None]]),
+        ("mask_targets_from_bitmaps", cut, 2, [boxes(2), boxes(3, sides=5), boxes(3).long()]),
+        ("mask_targets_from_bitmaps", cut, 3, [0, -1, (1 << 14) + 1]),
     ]:
         for value in values:
             yield name, replaced(sample, place, value)
@@ -279,7 +332,7 @@ BAD_PUBLIC_CALLS = [
     (_ops.batched_nms, (boxes(9), scores(9), classes(9).float(), 0.5), TypeError, "'idxs'.*int64, got.*float32.*long"),
     (_ops.nms_rotated, (boxes(9), scores(9), 0.5), ValueError, r"'boxes'.*\(B, 5\), got \(9, 4\)"),
     (_ops.batched_nms_rotated, (boxes(9, sides=5), scores(9), classes(8), 0.5), ValueError, "'idxs'"),
-    (_ops.nms_fixed, (boxes(9), scores(9), classes(9), 0.5, 4), ValueError, r"'boxes'.*\(N, B, 4\), got \(9, 4\)"),
+    (_ops.nms_fixed, (boxes(9), scores(9), classes(9), 0.5, 4), ValueError, r"'boxes'.*\(N, B, 4\).*, got \(9, 4\)"),
     (_ops.nms_fixed, (boxes(2, 9), scores(2, 8), classes(2, 9), 0.5, 4), ValueError, r"'scores'.*\(2, 9\)"),
     (_ops.nms_fixed, (boxes(2, 9), scores(2, 9), classes(2, 9).int(), 0.5, 4), TypeError, "'classes'.*int32"),
     (_ops.nms_fixed, (boxes(2, 9), scores(2, 9), classes(2, 9), 0.5, -1), ValueError, "max_output.*-1"),
@@ -290,6 +343,27 @@ BAD_PUBLIC_CALLS = [
     (_ops.paste_masks, (torch.ones(3, 7, 7).bool(), boxes(3), (4, 5), 0.5), TypeError, "'masks'.*bool"),
     (_ops.paste_masks, (torch.rand(3, 7, 7), boxes(3), (-4, 5), 0.5), ValueError, r"image_size.*\(-4, 5\)"),
     (_ops.paste_masks, (torch.rand(3, 0, 0), boxes(3), (4, 5), 0.5), ValueError, r"no cells.*\(3, 0, 0\)"),
+    (_ops.match_boxes, (boxes(4), valid(4), boxes(9)), ValueError, r"'objects'.*\(N, G, 5\) if rotated, got \(4, 4\)"),
+    (_ops.match_boxes, (boxes(2, 4)[..., :3], valid(2, 4), boxes(1, 9)), ValueError, r"if rotated, got \(2, 4, 3\)"),
+    (_ops.match_boxes, (boxes(2, 4), valid(2, 5), boxes(1, 9)), ValueError, r"'object_valid'.*\(2, 4\), got \(2, 5\)"),
+    (_ops.match_boxes, (boxes(2, 4), valid(2, 4).float(), boxes(1, 9)), TypeError, r"bool, got.*float32.*\.bool\(\)"),
+    (_ops.match_boxes, (boxes(2, 4), valid(2, 4).to("meta"), boxes(1, 9)), ValueError, "'object_valid' is on meta"),
+    (_ops.match_boxes, (boxes(2, 4), valid(2, 4), boxes(1, 9, sides=5)), ValueError, r"'boxes'.*\(N or 1, B, 4\)"),
+    (_ops.match_boxes, (boxes(2, 4), valid(2, 4), boxes(3, 9)), ValueError, "of 3 images but 'objects' of 2"),
+    (_ops.match_boxes, (boxes(2, 4), valid(2, 4), boxes(1, 9).double()), TypeError, "mixes.*float64"),
+    (
+        _ops.mask_targets_from_polygons,
+        (polygons()[0], LEVELS[:0], LEVELS, LEVELS, boxes(3), 6),
+        ValueError,
+        "'polygon_offsets'.*begin with a 0",
+    ),
+    (_ops.mask_targets_from_polygons, (*polygons(), LEVELS[:2], boxes(3), 6), ValueError, r"'rows'.*\(3\), got \(2,\)"),
+    (_ops.mask_targets_from_polygons, (*polygons(), LEVELS, boxes(3).to("meta"), 6), ValueError, "'boxes' is on meta"),
+    (_ops.mask_targets_from_polygons, (*polygons(), LEVELS, boxes(3), 0), ValueError, r"1\.\.16384, got 0"),
+    (_ops.mask_targets_from_bitmaps, (bitmaps(4, 12), LEVELS, boxes(3), 6), ValueError, r"\(O, H, W\), got \(4, 12\)"),
+    (_ops.mask_targets_from_bitmaps, (boxes(4, 9), LEVELS, boxes(3), 6), TypeError, r"bool or uint8, got.*\.bool\(\)"),
+    (_ops.mask_targets_from_bitmaps, (bitmaps(4, 0, 9), LEVELS, boxes(3), 6), ValueError, r"no cells.*\(4, 0, 9\)"),
+    (_ops.mask_targets_from_bitmaps, (bitmaps(4, 9, 9), LEVELS.int(), boxes(3), 6), TypeError, "'rows'.*int32"),
 ]
 
 
@@ -313,7 +387,10 @@ class EveryOperator(nn.Module):
         indices, counts = _ops.nms_fixed(candidates, confidence, labels, 0.5, 6)
         ious = _ops.box_iou_rotated(turned[:, 1:], turned[:, 1:])
         pasted = _ops.paste_masks(pooled[:, 0, :2].sigmoid(), regions[:, 1:], (9, 11), 0.5)
-        results = [pooled, single, rotated, indices, counts, ious, pasted]
+        matches = _ops.match_boxes(candidates, labels > 0, candidates + 1)
+        drawn = _ops.mask_targets_from_polygons(*polygons(), levels, regions[:, 1:], 5)
+        cut = _ops.mask_targets_from_bitmaps(fine[0] > 0, levels, regions[:, 1:], 5)
+        results = [pooled, single, rotated, indices, counts, ious, pasted, *matches, drawn, cut]
         if self.with_nms:
             results.append(_ops.nms(candidates[0], confidence[0], 0.5))
             results.append(_ops.batched_nms(candidates[0], confidence[0], labels[0], 0.5))

@@ -9,10 +9,6 @@ import torch
 from detlab.structures.boxes import (
     Boxes,
     BoxMode,
-    box_intersection,
-    box_ioa,
-    box_iou,
-    matched_box_iou,
     matched_pairwise_iou,
     pairwise_intersection,
     pairwise_ioa,
@@ -203,40 +199,9 @@ class TestOverlap:
         torch.testing.assert_close(pairwise_ioa(a, b), shared / second)
         torch.testing.assert_close(matched_pairwise_iou(a, b[:6]), (shared / union).diagonal())
 
-    def test_batches_are_batches(self):
-        a, b = random_boxes(2, 3), random_boxes(2, 5, seed=1)
-        each = torch.stack([box_iou(p, q) for p, q in zip(a, b)])
-        assert torch.equal(box_iou(a, b), each)
-        assert torch.equal(box_iou(a[0], b), torch.stack([box_iou(a[0], q) for q in b]))
-        assert box_ioa(a, b).shape == (2, 3, 5)
-        assert matched_box_iou(a, b[:, :3]).shape == (2, 3)
-
-    def test_arguments_are_not_changed(self):
-        a, b = random_boxes(3), random_boxes(4, seed=1)
-        before = a.clone(), b.clone()
-        box_iou(a, b)
-        box_ioa(a, b)
-        assert torch.equal(a, before[0])
-        assert torch.equal(b, before[1])
-
-    def test_empty_boxes_overlap_nothing(self):
-        point = torch.tensor([[1.0, 1.0, 1.0, 1.0]])
-        for overlap in (box_iou, box_ioa, box_intersection):
-            assert overlap(point, point).item() == 0
-        assert matched_box_iou(point, point).item() == 0
-
     def test_no_boxes_give_an_empty_table(self):
         assert pairwise_iou(Boxes([]), Boxes(random_boxes(3))).shape == (0, 3)
         assert pairwise_ioa(Boxes(random_boxes(3)), Boxes([])).shape == (3, 0)
-
-    @pytest.mark.parametrize("overlap", [box_iou, box_ioa, box_intersection])
-    def test_gradients(self, overlap):
-        a, b = random_boxes(3, dtype=torch.float64), random_boxes(4, seed=1, dtype=torch.float64)
-        assert torch.autograd.gradcheck(overlap, (a.requires_grad_(), b.requires_grad_()))
-
-    def test_gradient_of_matched_iou(self):
-        a, b = random_boxes(4, dtype=torch.float64), random_boxes(4, seed=1, dtype=torch.float64)
-        assert torch.autograd.gradcheck(matched_box_iou, (a.requires_grad_(), b.requires_grad_()))
 
     def test_matched_sets_must_be_of_one_size(self):
         with pytest.raises(ValueError, match="got 2 and 3 boxes"):

@@ -5,6 +5,7 @@ import pytest
 import torch
 from pycocotools import mask as coco_mask
 
+from detlab.layers.roi_align import ROIAlign
 from detlab.structures.masks import (
     BitMasks,
     PolygonMasks,
@@ -64,6 +65,14 @@ class TestPolygonMasks:
         for i in range(10):
             one = rasterize_polygons_within_box(masks.polygons[i], boxes[i].numpy(), 28)
             assert torch.equal(one, masks.crop_and_resize(boxes, 28)[i])
+
+    def test_rows_name_the_object_of_each_box(self):
+        masks, boxes = scene(10)
+        rows = torch.tensor([7, 7, -1, 0, 9])
+        crops = masks.crop_and_resize(boxes[:5], 28, rows=rows)
+        kept = rows >= 0
+        assert torch.equal(crops[kept], masks[rows[kept]].crop_and_resize(boxes[:5][kept], 28))
+        assert not crops[~kept].any()
 
     def test_crop_needs_one_box_for_each_object(self):
         with pytest.raises(ValueError, match="2 masks but 3 boxes"):
@@ -192,6 +201,36 @@ class TestBitMasks:
         bits = torch.rand(3, 28, 28) > 0.5
         whole = torch.tensor([[0.0, 0, 28, 28]]).expand(3, 4)
         assert torch.equal(BitMasks(bits).crop_and_resize(whole, 28), bits)
+
+    @pytest.mark.parametrize("whole", [False, True])
+    def test_crops_are_those_of_roi_align_on_the_bitmaps_as_maps(self, whole):
+        masks, boxes = scene(40)
+        bitmaps = BitMasks.from_polygon_masks(masks, 200, 190)
+        boxes = boxes.round() if whole else boxes
+        regions = torch.cat([torch.arange(40)[:, None], boxes], dim=1)
+        pool = ROIAlign((28, 28), spatial_scale=1.0, sampling_ratio=0, aligned=True)
+        expected = pool(bitmaps.tensor[:, None].float(), regions).squeeze(1) >= 0.5
+        assert torch.equal(bitmaps.crop_and_resize(boxes, 28), expected)
+
+    def test_rows_name_the_mask_of_each_box(self):
+        masks, boxes = scene(10)
+        bitmaps = BitMasks.from_polygon_masks(masks, 200, 200)
+        rows = torch.tensor([7, 7, -1, 0, 9])
+        crops = bitmaps.crop_and_resize(boxes[:5], 28, rows=rows)
+        kept = rows >= 0
+        assert torch.equal(crops[kept], bitmaps[rows[kept]].crop_and_resize(boxes[:5][kept], 28))
+        assert not crops[~kept].any()
+
+    def test_crops_by_row_copy_no_bitmap(self):
+        bitmaps = BitMasks(torch.ones(1, 1000, 1000, dtype=torch.bool))
+        boxes = torch.tensor([[100.0, 100, 140, 140]]).repeat(2000, 1)
+        rows = torch.zeros(2000, dtype=torch.int64)
+
+        def crop():
+            assert bitmaps.crop_and_resize(boxes, 7, rows=rows).all()
+
+        # A copy for each box would be 2 GB.
+        assert run_limited(crop, seconds=60).error == ""
 
     def test_crop_needs_one_box_for_each_mask_and_allows_none(self):
         assert BitMasks(torch.zeros(0, 5, 5)).crop_and_resize(torch.zeros(0, 4), 28).shape == (0, 28, 28)

@@ -22,6 +22,8 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr int64_t kAnySize = -1;
+// Side of a mask target, as of any mask that is drawn: 16384 x 16384 pixels.
+constexpr int64_t kLargestTarget = int64_t{1} << 14;
 
 inline void check_shape(const char* name, const Tensor& tensor, std::initializer_list<int64_t> shape) {
   bool fits = tensor.dim() == static_cast<int64_t>(shape.size());
@@ -47,6 +49,12 @@ inline void check_floating(const char* name, const Tensor& tensor, const Tensor&
 
 inline void check_integers(const char* name, const Tensor& tensor, const Tensor& other) {
   STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Long, "detlab: '", name, "' must hold int64");
+  STD_TORCH_CHECK(tensor.is_cuda() == other.is_cuda() && tensor.get_device_index() == other.get_device_index(),
+                  "detlab: '", name, "' is not on the device of the other tensors");
+}
+
+inline void check_bools(const char* name, const Tensor& tensor, const Tensor& other) {
+  STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Bool, "detlab: '", name, "' must hold bool");
   STD_TORCH_CHECK(tensor.is_cuda() == other.is_cuda() && tensor.get_device_index() == other.get_device_index(),
                   "detlab: '", name, "' is not on the device of the other tensors");
 }
@@ -110,10 +118,15 @@ inline void check_candidates(const Tensor& boxes, const Tensor& scores, const st
   check_integers("classes", *classes, boxes);
 }
 
-// The same for a batch: boxes (N, B, 4), scores (N, B), classes (N, B).
+inline void check_box_size(int64_t size) {
+  STD_TORCH_CHECK(size == 4 || size == 5, "detlab: boxes have 4 numbers, or 5 if rotated, not ", size);
+}
+
+// The same for a batch: boxes (N, B, 4), or (N, B, 5) if rotated, scores (N, B), classes (N, B).
 inline void check_candidate_batch(const Tensor& boxes, const Tensor& scores, const Tensor& classes,
                                   int64_t max_output) {
-  check_shape("boxes", boxes, {kAnySize, kAnySize, 4});
+  check_shape("boxes", boxes, {kAnySize, kAnySize, kAnySize});
+  check_box_size(boxes.size(2));
   check_shape("scores", scores, {boxes.size(0), boxes.size(1)});
   check_shape("classes", classes, {boxes.size(0), boxes.size(1)});
   check_floating("boxes", boxes, boxes);
@@ -147,6 +160,53 @@ inline void check_pasting(const Tensor& masks, const Tensor& boxes, int64_t heig
   check_floating("boxes", boxes, masks);
   STD_TORCH_CHECK(height >= 0 && width >= 0, "detlab: the image size must not be negative");
   STD_TORCH_CHECK(masks.size(0) == 0 || (masks.size(1) > 0 && masks.size(2) > 0), "detlab: masks without cells");
+}
+
+// Objects (N, G, D) and boxes (N or 1, S, D), of which D = 4 or 5 numbers give each; the objects that exist (N, G).
+inline void check_matching(const Tensor& objects, const Tensor& object_valid, const Tensor& boxes) {
+  check_shape("objects", objects, {kAnySize, kAnySize, kAnySize});
+  check_shape("object_valid", object_valid, {objects.size(0), objects.size(1)});
+  check_shape("boxes", boxes, {kAnySize, kAnySize, objects.size(2)});
+  check_floating("objects", objects, objects);
+  check_floating("boxes", boxes, objects);
+  check_bools("object_valid", object_valid, objects);
+  check_box_size(objects.size(2));
+  STD_TORCH_CHECK(boxes.scalar_type() == objects.scalar_type(), "detlab: 'objects' and 'boxes' mix types");
+  STD_TORCH_CHECK(boxes.size(0) == 1 || boxes.size(0) == objects.size(0), "detlab: boxes of ", boxes.size(0),
+                  " images but objects of ", objects.size(0));
+}
+
+// What mask targets share: the objects (R,) of boxes (R, 4), on the device of `masks`.
+inline void check_targets(const Tensor& masks, const Tensor& rows, const Tensor& boxes, int64_t size) {
+  check_shape("rows", rows, {kAnySize});
+  check_shape("boxes", boxes, {rows.size(0), 4});
+  check_floating("boxes", boxes, masks);
+  check_integers("rows", rows, masks);
+  STD_TORCH_CHECK(size > 0 && size <= kLargestTarget, "detlab: 'size' must be in 1..", kLargestTarget, ", got ", size);
+}
+
+inline void check_polygon_targets(const Tensor& coords, const Tensor& polygon_offsets, const Tensor& object_offsets,
+                                  const Tensor& rows, const Tensor& boxes, int64_t size) {
+  check_shape("coords", coords, {kAnySize, 2});
+  check_floating("coords", coords, coords);
+  check_shape("polygon_offsets", polygon_offsets, {kAnySize});
+  check_shape("object_offsets", object_offsets, {kAnySize});
+  check_integers("polygon_offsets", polygon_offsets, coords);
+  check_integers("object_offsets", object_offsets, coords);
+  STD_TORCH_CHECK(polygon_offsets.size(0) > 0 && object_offsets.size(0) > 0,
+                  "detlab: offsets have one entry more than there are polygons, or objects");
+  check_targets(coords, rows, boxes, size);
+}
+
+inline void check_bitmap_targets(const Tensor& bitmaps, const Tensor& rows, const Tensor& boxes, int64_t size) {
+  check_shape("bitmaps", bitmaps, {kAnySize, kAnySize, kAnySize});
+  STD_TORCH_CHECK(bitmaps.scalar_type() == ScalarType::Bool || bitmaps.scalar_type() == ScalarType::Byte,
+                  "detlab: 'bitmaps' must hold bool or uint8");
+  STD_TORCH_CHECK(bitmaps.size(0) == 0 || rows.numel() == 0 || (bitmaps.size(1) > 0 && bitmaps.size(2) > 0),
+                  "detlab: bitmaps without pixels");
+  STD_TORCH_CHECK(bitmaps.size(1) < (int64_t{1} << 30) && bitmaps.size(2) < (int64_t{1} << 30),
+                  "detlab: the bitmaps are too large");
+  check_targets(bitmaps, rows, boxes, size);
 }
 
 // The largest number of type T that is not above the limit: `x > limit` in double is `x > rounded` for every x in T.

@@ -30,6 +30,10 @@ using Scales = std::vector<double>;
                                        int64_t max_output);                                                           \
   Tensor box_iou_rotated(Tensor boxes1, Tensor boxes2);                                                               \
   Tensor paste_masks(Tensor masks, Tensor boxes, int64_t height, int64_t width, double threshold);                    \
+  std::tuple<Tensor, Tensor, Tensor, Tensor> match_boxes(Tensor objects, Tensor object_valid, Tensor boxes);          \
+  Tensor mask_targets_from_polygons(Tensor coords, Tensor polygon_offsets, Tensor object_offsets, Tensor rows,        \
+                                    Tensor boxes, int64_t size);                                                      \
+  Tensor mask_targets_from_bitmaps(Tensor bitmaps, Tensor rows, Tensor boxes, int64_t size);                          \
   }
 
 DETLAB_DECLARE_OPERATORS(cpu)
@@ -44,6 +48,9 @@ DETLAB_DECLARE_OPERATORS(cuda)
   library.impl("nms_rotated", TORCH_BOX(&detlab::device::nms_rotated));                               \
   library.impl("nms_fixed", TORCH_BOX(&detlab::device::nms_fixed));                                   \
   library.impl("box_iou_rotated", TORCH_BOX(&detlab::device::box_iou_rotated));                       \
-  library.impl("paste_masks", TORCH_BOX(&detlab::device::paste_masks));
+  library.impl("paste_masks", TORCH_BOX(&detlab::device::paste_masks));                               \
+  library.impl("match_boxes", TORCH_BOX(&detlab::device::match_boxes));                               \
+  library.impl("mask_targets_from_polygons", TORCH_BOX(&detlab::device::mask_targets_from_polygons)); \
+  library.impl("mask_targets_from_bitmaps", TORCH_BOX(&detlab::device::mask_targets_from_bitmaps));
 
 }  // namespace detlab

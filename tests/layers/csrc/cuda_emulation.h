@@ -62,6 +62,19 @@ T atomicOr(T* target, T value) {
   return old;
 }
 
+template <typename T>
+T atomicXor(T* target, T value) {
+  const T old = *target;
+  *target ^= value;
+  return old;
+}
+template <typename T>
+T atomicMax(T* target, T value) {
+  const T old = *target;
+  *target = old > value ? old : value;
+  return old;
+}
+
 inline int __ffsll(long long word) { return __builtin_ffsll(word); }
 inline int __popcll(unsigned long long word) { return __builtin_popcountll(word); }
 

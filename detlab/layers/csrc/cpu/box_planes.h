@@ -24,6 +24,8 @@ struct AlignedBoxes {
                        T threshold, uint8_t* dead) {
     box_kernels<T>().suppress(kept, num_kept, boxes, first, last, threshold, dead);
   }
+  static const auto& match() { return box_kernels<T>().match; }
+  static const auto& mark() { return box_kernels<T>().mark; }
 };
 
 // Center x y, width, height, angle in degrees, counter-clockwise.
@@ -47,6 +49,8 @@ struct TurnedBoxes {
                        T threshold, uint8_t* dead) {
     box_kernels<T>().suppress_rotated(kept, num_kept, boxes, first, last, threshold, dead);
   }
+  static const auto& match() { return box_kernels<T>().match_rotated; }
+  static const auto& mark() { return box_kernels<T>().mark_rotated; }
 };
 
 template <typename Boxes>

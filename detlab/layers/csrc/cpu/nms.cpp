@@ -257,9 +257,10 @@ Tensor nms_of(const Tensor& boxes, const Tensor& scores, const std::optional<Ten
   return result;
 }
 
-template <typename T>
+template <typename Boxes>
 void nms_fixed_of(const Tensor& boxes, const Tensor& scores, const int64_t* classes, double iou_threshold,
                   int64_t max_output, int64_t* indices, int64_t* counts) {
+  using T = typename Boxes::Number;
   const int64_t num_images = boxes.size(0), num_boxes = boxes.size(1);
   const T* numbers = static_cast<const T*>(boxes.data_ptr());
   std::vector<Candidates> images(num_images);
@@ -267,10 +268,10 @@ void nms_fixed_of(const Tensor& boxes, const Tensor& scores, const int64_t* clas
   std::vector<std::vector<uint8_t>> is_kept(num_images);
   for_each_unit(num_images, [&](int64_t image) {
     images[image] = candidates_of(scores, image * num_boxes, num_boxes, classes + image * num_boxes, true);
-    boxes_of[image] = numbers + image * num_boxes * 4;
+    boxes_of[image] = numbers + image * num_boxes * Boxes::kSize;
     is_kept[image].assign(images[image].boxes.size(), 0);
   });
-  suppress_groups<AlignedBoxes<T>, T>(images, boxes_of, round_down<T>(iou_threshold), max_output, is_kept);
+  suppress_groups<Boxes, T>(images, boxes_of, round_down<T>(iou_threshold), max_output, is_kept);
   for_each_unit(num_images, [&](int64_t image) {
     const std::vector<int64_t> kept = survivors_by_score(images[image], is_kept[image]);
     const int64_t count = std::min<int64_t>(static_cast<int64_t>(kept.size()), max_output);
@@ -305,7 +306,9 @@ std::tuple<Tensor, Tensor> nms_fixed(Tensor boxes, Tensor scores, Tensor classes
   const Tensor dense_classes = as_type(classes, ScalarType::Long);
   const Tensor indices = new_tensor(boxes, {boxes.size(0), max_output}, ScalarType::Long);
   const Tensor counts = new_tensor(boxes, {boxes.size(0)}, ScalarType::Long);
-  const auto run = exact.scalar_type() == ScalarType::Double ? nms_fixed_of<double> : nms_fixed_of<float>;
+  const bool is_double = exact.scalar_type() == ScalarType::Double, is_rotated = boxes.size(2) == 5;
+  const auto run = is_rotated ? (is_double ? nms_fixed_of<TurnedBoxes<double>> : nms_fixed_of<TurnedBoxes<float>>)
+                              : (is_double ? nms_fixed_of<AlignedBoxes<double>> : nms_fixed_of<AlignedBoxes<float>>);
   run(exact, exact_scores, static_cast<const int64_t*>(dense_classes.data_ptr()), iou_threshold, max_output,
       static_cast<int64_t*>(indices.data_ptr()), static_cast<int64_t*>(counts.data_ptr()));
   return {indices, counts};

@@ -8,6 +8,7 @@
 #include <torch/headeronly/util/Half.h>
 
 #include <cstdint>
+#include <type_traits>
 
 namespace detlab {
 
@@ -78,6 +79,10 @@ struct PackKernels {
 constexpr int kBoxPlanes = 5;
 constexpr int kRotatedPlanes = 7;
 
+// As wide as the numbers.
+template <typename T>
+using Index = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+
 template <typename T>
 struct BoxKernels {
   // Marks in `dead` every candidate of [first, last) that one of the kept boxes overlaps by more than the threshold.
@@ -88,6 +93,23 @@ struct BoxKernels {
                            T threshold, uint8_t* dead);
   // IoU of rotated box `row` of one set with every box of the other.
   void (*iou_rotated)(const T* const* boxes1, int64_t row, const T* const* boxes2, int64_t count, T* ious);
+  // Compares object `row` with every box; where it overlaps a box more than `best` says, it takes the place there.
+  // Returns its largest overlap. Whole vectors are read and written: all has room for kLanes numbers past its end.
+  T (*match)(const T* const* objects, Index<T> row, const T* const* boxes, int64_t count, T* best, Index<T>* best_row);
+  T (*match_rotated)(const T* const* objects, Index<T> row, const T* const* boxes, int64_t count, T* best,
+                     Index<T>* best_row);
+  // Sets is_equal[i] to 1 where the overlap of object `row` with box i is `overlap`.
+  void (*mark)(const T* const* objects, Index<T> row, const T* const* boxes, int64_t count, T overlap,
+               uint8_t* is_equal);
+  void (*mark_rotated)(const T* const* objects, Index<T> row, const T* const* boxes, int64_t count, T overlap,
+                       uint8_t* is_equal);
+};
+
+struct CropKernels {
+  // A bitmap pooled as a map of zeros and ones; bins at or above `threshold` are set in target (bins_h, bins_w).
+  // bitmap: what is not 0 is inside. The region reads columns from `first_column` on; sums: `num_columns` of them.
+  void (*crop)(const RegionTaps<float>& taps, const uint8_t* bitmap, int64_t row_stride, int32_t first_column,
+               int32_t num_columns, float threshold, float* sums, uint8_t* target);
 };
 
 template <typename T>
@@ -115,6 +137,7 @@ struct SimdKernels {
   BoxKernels<double> box_double;
   PasteKernels<float> paste_float;
   PasteKernels<double> paste_double;
+  CropKernels crop;
 };
 
 // The best table for this processor; DETLAB_CPU_CAPABILITY (default, avx2 or avx512) asks for a lesser one.

@@ -604,6 +604,122 @@ void suppress_rotated(const T* const* kept, int num_kept, const T* const* boxes,
   }
 }
 
+// Matching. The overlaps of upright boxes are those of box_iou in Python, bit for bit: what is no number counts as 0.
+
+template <typename T>
+struct UprightObject {
+  Vec<T> x1, y1, x2, y2, area;
+
+  UprightObject(const T* const* objects, Index<T> row)
+      : x1(splat(objects[0][row])),
+        y1(splat(objects[1][row])),
+        x2(splat(objects[2][row])),
+        y2(splat(objects[3][row])),
+        area(splat(objects[4][row])) {}
+
+  DETLAB_INLINE Vec<T> overlaps(const T* const* boxes, int64_t j) const {
+    const Vec<T> zero = {};
+    const Vec<T> width = smaller<T>(x2, load(boxes[2] + j)) - larger<T>(x1, load(boxes[0] + j));
+    const Vec<T> height = smaller<T>(y2, load(boxes[3] + j)) - larger<T>(y1, load(boxes[1] + j));
+    const Vec<T> shared = larger<T>(width, zero) * larger<T>(height, zero);
+    // Most pairs are apart, and a division is slow.
+    if (bits(shared > zero) == 0) return zero;
+    const Vec<T> ratio = shared / (area + load(boxes[4] + j) - shared);
+    return ((shared > zero) & (ratio - ratio == zero)) ? ratio : zero;
+  }
+};
+
+template <typename T>
+struct TurnedObject {
+  const T* const* objects;
+  Index<T> row;
+
+  TurnedObject(const T* const* objects, Index<T> row) : objects(objects), row(row) {}
+
+  DETLAB_INLINE Vec<T> overlaps(const T* const* boxes, int64_t j) const { return iou_vector(objects, row, boxes, j); }
+};
+
+template <typename Object, typename T>
+T match(const T* const* objects, Index<T> row, const T* const* boxes, int64_t count, T* best, Index<T>* best_row) {
+  const Object object(objects, row);
+  const Mask<T> own_row = row - Mask<T>{};
+  Vec<T> largest = {};
+  for (int64_t j = 0; j < count; j += kWidth<T>) {
+    const Vec<T> overlaps = object.overlaps(boxes, j), before = load(best + j);
+    const Mask<T> is_better = overlaps > before;
+    largest = larger<T>(largest, overlaps);
+    if (bits(is_better) == 0) continue;
+    Mask<T> rows;
+    std::memcpy(&rows, best_row + j, sizeof(rows));
+    rows = is_better ? own_row : rows;
+    std::memcpy(best_row + j, &rows, sizeof(rows));
+    store(best + j, is_better ? overlaps : before);
+  }
+  T result = 0;
+  for (int lane = 0; lane < kWidth<T>; ++lane) result = largest[lane] > result ? largest[lane] : result;
+  return result;
+}
+
+template <typename Object, typename T>
+void mark(const T* const* objects, Index<T> row, const T* const* boxes, int64_t count, T overlap, uint8_t* is_equal) {
+  const Object object(objects, row);
+  for (int64_t j = 0; j < count; j += kWidth<T>) {
+    for (unsigned left = bits(object.overlaps(boxes, j) == splat(overlap)); left != 0; left &= left - 1) {
+      is_equal[j + __builtin_ctz(left)] = 1;
+    }
+  }
+}
+
+// Cropping bitmaps.
+
+// For each column of a bitmap the weights of the rows in which it is inside, summed in their order.
+DETLAB_INLINE void sum_inside(const uint8_t* bitmap, int64_t row_stride, const int32_t* rows, const float* weights,
+                              int num_rows, int32_t num_columns, float* sums) {
+  typedef uint8_t Bytes __attribute__((vector_size(DETLAB_VECTOR_BYTES / 4)));
+  constexpr int width = kWidth<float>;
+  int32_t column = 0;
+  for (; column + width <= num_columns; column += width) {
+    Vec<float> acc = {};
+    for (int tap = 0; tap < num_rows; ++tap) {
+      Bytes bytes;
+      std::memcpy(&bytes, bitmap + rows[tap] * row_stride + column, sizeof(bytes));
+      const Mask<float> inside = __builtin_convertvector(bytes, Mask<float>) != 0;
+      acc += inside ? splat(weights[tap]) : Vec<float>{};
+    }
+    store(sums + column, acc);
+  }
+  for (; column < num_columns; ++column) {
+    float acc = 0;
+    for (int tap = 0; tap < num_rows; ++tap) acc += bitmap[rows[tap] * row_stride + column] != 0 ? weights[tap] : 0.0f;
+    sums[column] = acc;
+  }
+}
+
+DETLAB_INLINE float fused(float a, float b, float c) {
+#if DETLAB_VECTOR_BYTES > 16
+  return __builtin_fmaf(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+// In the order, and rounded as, pool_forward adds up the same bitmap as a feature map.
+void crop(const RegionTaps<float>& taps, const uint8_t* bitmap, int64_t row_stride, int32_t first_column,
+          int32_t num_columns, float threshold, float* sums, uint8_t* target) {
+  for (int i = 0; i < taps.bins_h; ++i) {
+    const int32_t first_row = taps.row_starts[i];
+    sum_inside(bitmap + first_column, row_stride, taps.rows + first_row, taps.row_weights + first_row,
+               taps.row_starts[i + 1] - first_row, num_columns, sums);
+    for (int j = 0; j < taps.bins_w; ++j) {
+      float sum = 0;
+      for (int32_t tap = taps.column_starts[j]; tap < taps.column_starts[j + 1]; ++tap) {
+        sum = fused(taps.column_weights[tap], sums[taps.columns[taps.column_slots[tap]] - first_column], sum);
+      }
+      target[i * taps.bins_w + j] = sum >= threshold ? 1 : 0;
+    }
+  }
+}
+
 // Pasting.
 
 template <typename T>
@@ -628,7 +744,13 @@ constexpr PoolKernels<T> kPool = {pool_forward<T>, pool_backward<T>, pool_gather
 template <typename S, typename T>
 constexpr PackKernels<S, T> kPack = {pack<S, T>, unpack<false, S, T>, unpack<true, S, T>};
 template <typename T>
-constexpr BoxKernels<T> kBoxes = {suppress<T>, suppress_rotated<T>, iou_rotated<T>};
+constexpr BoxKernels<T> kBoxes = {suppress<T>,
+                                  suppress_rotated<T>,
+                                  iou_rotated<T>,
+                                  match<UprightObject<T>, T>,
+                                  match<TurnedObject<T>, T>,
+                                  mark<UprightObject<T>, T>,
+                                  mark<TurnedObject<T>, T>};
 template <typename T>
 constexpr PasteKernels<T> kPaste = {threshold_row<T>, soft_row<T>};
 
@@ -649,6 +771,7 @@ const SimdKernels DETLAB_TABLE = {
     kBoxes<double>,
     kPaste<float>,
     kPaste<double>,
+    {crop},
 };
 
 }  // namespace detlab

@@ -28,6 +28,17 @@ __device__ inline bool overlaps_more(const AlignedBox<T>& a, const AlignedBox<T>
   return inter / either > threshold;
 }
 
+// What is no number, and what overflows, counts as 0.
+template <typename T>
+__device__ inline T overlap(const AlignedBox<T>& a, const AlignedBox<T>& b) {
+  const T width = (a.x2 < b.x2 ? a.x2 : b.x2) - (a.x1 > b.x1 ? a.x1 : b.x1);
+  const T height = (a.y2 < b.y2 ? a.y2 : b.y2) - (a.y1 > b.y1 ? a.y1 : b.y1);
+  const T inter = (width > 0 ? width : 0) * (height > 0 ? height : 0);
+  if (!(inter > 0)) return 0;
+  const T ratio = inter / (a.area() + b.area() - inter);
+  return ratio - ratio == 0 ? ratio : static_cast<T>(0);
+}
+
 // Center x y, width, height, angle in degrees, counter-clockwise.
 template <typename T>
 struct TurnedBox {
@@ -85,6 +96,11 @@ __device__ inline T turned_iou(const TurnedBox<T>& a, const TurnedBox<T>& b) {
   // The parts of boxes that do not meet cancel up to rounding.
   const T noise = area_a * (sizeof(T) == 4 ? static_cast<T>(2e-6) : static_cast<T>(4e-15));
   return inter > noise && either > 0 ? inter / either : static_cast<T>(0);
+}
+
+template <typename T>
+__device__ inline T overlap(const TurnedBox<T>& a, const TurnedBox<T>& b) {
+  return turned_iou(a, b);
 }
 
 template <typename T>

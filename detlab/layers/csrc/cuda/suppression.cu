@@ -356,8 +356,9 @@ std::tuple<Tensor, Tensor> nms_fixed(Tensor boxes, Tensor scores, Tensor classes
   check_candidate_batch(boxes, scores, classes, max_output);
   const Launch launch(boxes);
   const Tensor exact = as_type(boxes, wide_type(boxes.scalar_type()));
-  const bool is_double = exact.scalar_type() == ScalarType::Double;
-  const auto run = is_double ? suppress<AlignedBox<double>> : suppress<AlignedBox<float>>;
+  const bool is_double = exact.scalar_type() == ScalarType::Double, is_rotated = boxes.size(2) == 5;
+  const auto run = is_rotated ? (is_double ? suppress<TurnedBox<double>> : suppress<TurnedBox<float>>)
+                              : (is_double ? suppress<AlignedBox<double>> : suppress<AlignedBox<float>>);
   const Kept kept = run(exact, scores, classes, boxes.size(0), boxes.size(1), iou_threshold, max_output,
                         Padding::kMarkedByScore, launch.stream());
   return {kept.indices, kept.counts};
