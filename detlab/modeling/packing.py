@@ -80,10 +80,10 @@ def rows_of(instances: Sequence[Instances]) -> Rows:
     """The rows that flat tensors of these objects have.
 
     Of a list of ``Instances`` they are its objects, one image after another; of a batch what :func:`lay_out` chose for
-    the head that was run on it.
+    the head that was run on it. Where nothing was chosen, somebody made the rows who knows of objects alone.
     """
     batch = as_batch(instances)
-    return lay_out(batch, None) if batch.layout is None else batch.layout
+    return lay_out(batch, None, must_be_exact=True) if batch.layout is None else batch.layout
 
 
 def _choose_rows(batch: ObjectBatch, must_be_exact: bool) -> Rows:

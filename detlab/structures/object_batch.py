@@ -151,9 +151,10 @@ class LooseField:
         return moved[i]
 
     def table(self, device: torch.device) -> MaskTable:
-        """The values, which are masks, as one table; made once."""
+        """The values, which are masks, as one table; made once. An image without them has no masks in it."""
         if "table" not in self.shared:
-            self.shared["table"] = MaskTable(self.values, device)
+            none = next(value for value in self.values if value is not None)[:0]
+            self.shared["table"] = MaskTable([none if own is None else own for own in self.values], device)
         return self.shared["table"]
 
 
