@@ -11,7 +11,13 @@ from torch import Tensor
 
 from detlab.modeling.packing import pack
 
-__all__ = ["class_cross_entropy", "heatmap_cross_entropy", "mask_cross_entropy", "masked_binary_cross_entropy"]
+__all__ = [
+    "class_cross_entropy",
+    "every_class_cross_entropy",
+    "heatmap_cross_entropy",
+    "mask_cross_entropy",
+    "masked_binary_cross_entropy",
+]
 
 
 def masked_binary_cross_entropy(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
@@ -22,9 +28,7 @@ def masked_binary_cross_entropy(logits: Tensor, targets: Tensor, mask: Tensor) -
         targets: (N, P) bool, or probabilities.
         mask: (N, P) bool.
     """
-    counts, logits, targets = pack(mask, logits, targets)
-    losses = F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none")
-    return losses.masked_fill(~counts, 0.0).sum()
+    return _binary_cross_entropy(*pack(mask, logits, targets))
 
 
 def class_cross_entropy(logits: Tensor, classes: Tensor) -> Tensor:
@@ -34,7 +38,19 @@ def class_cross_entropy(logits: Tensor, classes: Tensor) -> Tensor:
         logits: (R, K).
         classes: (R,) int64; rows of -1 do not count.
     """
-    return F.cross_entropy(logits.float(), classes, ignore_index=-1, reduction="sum")
+    known = logits.float().masked_fill((classes == -1)[:, None], 0.0)
+    return F.cross_entropy(known, classes, ignore_index=-1, reduction="sum")
+
+
+def every_class_cross_entropy(logits: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
+    """The summed binary cross entropy of classes that are independent of each other.
+
+    Args:
+        logits: (R, K).
+        targets: (R, K) bool, or probabilities.
+        counts: (R, K) bool, the predictions that count.
+    """
+    return _binary_cross_entropy(counts, logits, targets)
 
 
 def mask_cross_entropy(logits: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
@@ -45,8 +61,7 @@ def mask_cross_entropy(logits: Tensor, targets: Tensor, counts: Tensor) -> Tenso
         targets: (R, M, M) bool.
         counts: (R,) bool, the rows that count.
     """
-    losses = F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none")
-    return losses.masked_fill(~counts[:, None, None], 0.0).sum()
+    return _binary_cross_entropy(counts[:, None, None], logits, targets)
 
 
 def heatmap_cross_entropy(logits: Tensor, cells: Tensor, counts: Tensor) -> Tensor:
@@ -59,3 +74,14 @@ def heatmap_cross_entropy(logits: Tensor, cells: Tensor, counts: Tensor) -> Tens
     """
     counts, logits, cells = pack(counts, logits.flatten(2), cells)
     return class_cross_entropy(logits, torch.where(counts, cells, -1))
+
+
+def _binary_cross_entropy(counts: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
+    """The sum over what ``counts``; of the rest neither the logits nor the targets may be seen.
+
+    A loss that is put to 0 afterwards still has a gradient: of 0 times the slope, which is no number if the logit is
+    none.
+    """
+    known = logits.float().masked_fill(~counts, 0.0)
+    losses = F.binary_cross_entropy_with_logits(known, targets.float(), reduction="none")
+    return losses.masked_fill(~counts, 0.0).sum()

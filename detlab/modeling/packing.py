@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from detlab.structures.instances import Instances
-from detlab.structures.object_batch import ObjectBatch, as_batch
+from detlab.structures.object_batch import NotedList, ObjectBatch, as_batch, notes_of
 
-__all__ = ["Rows", "by_group", "lengths_are_free", "pack", "rows_of", "unpad_for"]
+__all__ = ["Rows", "by_group", "lay_out", "lengths_are_free", "pack", "rows_of", "unpad_for"]
 
 
 class Rows:
@@ -65,23 +65,27 @@ def lengths_are_free(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def rows_of(instances: Sequence[Instances], head: nn.Module | None = None, must_be_exact: bool = False) -> Rows:
-    """The rows that flat tensors of these objects have.
-
-    Of a list of ``Instances`` they are its objects, one image after another. Of a batch they are chosen once, by the
-    first head that is run on it.
+def lay_out(batch: ObjectBatch, head: nn.Module | None, must_be_exact: bool = False) -> Rows:
+    """Choose the rows of flat tensors for a head that is about to be run on a batch.
 
     Args:
-        instances: a batch, or N instances.
-        head: what will be run on them. Batch statistics must not see padding, so a head that computes them gets the
-            valid places only, even where that means a wait.
+        batch: its layout is what was chosen, until another head is run on it.
+        head: what will be run. Batch statistics must not see padding, so a head that computes them gets the valid
+            places only, even where that means a wait.
         must_be_exact: ask for the valid places only, for parts that know nothing of padding.
     """
-    batch = as_batch(instances)
-    must_be_exact = must_be_exact or (head is not None and _computes_batch_statistics(head))
-    if batch.layout is None or (must_be_exact and not batch.layout.is_exact):
-        batch.layout = _choose_rows(batch, must_be_exact)
+    batch.layout = _choose_rows(batch, must_be_exact or (head is not None and _computes_batch_statistics(head)))
     return batch.layout
+
+
+def rows_of(instances: Sequence[Instances]) -> Rows:
+    """The rows that flat tensors of these objects have.
+
+    Of a list of ``Instances`` they are its objects, one image after another; of a batch what :func:`lay_out` chose for
+    the head that was run on it. Where nothing was chosen, somebody made the rows who knows of objects alone.
+    """
+    batch = as_batch(instances)
+    return lay_out(batch, None, must_be_exact=True) if batch.layout is None else batch.layout
 
 
 def _choose_rows(batch: ObjectBatch, must_be_exact: bool) -> Rows:
@@ -140,5 +144,5 @@ def by_group(groups: Tensor, functions: Sequence[Callable[[Tensor], Tensor]], ro
 
 
 def unpad_for(takes_places: bool, instances: Sequence[Instances]) -> Sequence[Instances]:
-    """The objects as a part takes them: as they are, or as a list, whose flat tensors have no padding."""
-    return instances if takes_places else list(instances)
+    """The objects as a part takes them: as a batch, or as a list, whose flat tensors have no padding."""
+    return as_batch(instances) if takes_places else NotedList(instances, notes_of(instances))

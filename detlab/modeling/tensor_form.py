@@ -12,6 +12,12 @@ from detlab.structures.object_batch import takes_padded
 
 __all__ = ["check_tensor_form"]
 
+# A tensor core only detects, so overriding these does it no harm.
+_TRAINING_ONLY = frozenset({
+    "_sample_proposals", "_subsample_labels", "box_reg_loss", "get_fed_loss_classes", "label_and_sample_anchors",
+    "label_and_sample_proposals", "losses", "predict_boxes_for_gt_classes", "sigmoid_cross_entropy_loss",
+})  # fmt: skip
+
 
 def check_tensor_form(model: nn.Module) -> None:
     """Refuse a model that is no function of padded tensors.
@@ -42,8 +48,10 @@ def _lacks_tensor_form(part: nn.Module | None, method: str) -> bool:
 
 
 def _overrides_without_tensor_form(part: nn.Module) -> Iterator[str]:
-    """The methods of a class that override one which takes padded batches, and do not themselves."""
+    """The methods of a class that override one which takes padded batches in inference, and do not themselves."""
     for parent in type(part).__mro__[1:]:
         for name, method in vars(parent).items():
+            if name in _TRAINING_ONLY:
+                continue
             if callable(method) and takes_padded(method) and not takes_padded(getattr(type(part), name)):
                 yield _named(part, name)

@@ -117,7 +117,7 @@ class Instances:
             item = self._slice_of_one(int(item))
         chosen = Instances(self._image_size)
         for name, value in self._fields.items():
-            chosen._fields[name] = _select(value, item)
+            chosen._fields[name] = select_entries(value, item)
         return chosen
 
     def _slice_of_one(self, index: int) -> slice:
@@ -166,7 +166,8 @@ def _no_such_field(name: str, fields: dict[str, Any]) -> str:
     return f"Instances have no field '{name}'; known fields: {', '.join(fields) or 'none'}"
 
 
-def _select(value: Any, item: Any) -> Any:
+def select_entries(value: Any, item: Any) -> Any:
+    """Some of the entries of a field: what :meth:`Instances.__getitem__` does to each."""
     if not isinstance(value, list | tuple) or isinstance(item, slice):
         return value[item]
     # Sequences of Python know ints and slices only; an array of positions also settles bool masks and negatives.

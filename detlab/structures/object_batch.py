@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from detlab.structures.boxes import Boxes
-from detlab.structures.instances import Instances
+from detlab.structures.instances import Instances, select_entries
 from detlab.structures.keypoints import Keypoints
 from detlab.structures.mask_table import MaskTable
 from detlab.structures.rotated_boxes import RotatedBoxes
@@ -26,6 +26,7 @@ from detlab.structures.rotated_boxes import RotatedBoxes
 __all__ = [
     "ImageSizes",
     "LooseField",
+    "NotedList",
     "ObjectBatch",
     "PartsOnDemand",
     "StepNotes",
@@ -80,6 +81,25 @@ class StepNotes:
         self.normalizers: dict[str, Tensor] = {}
         self.pictures: dict[str, Tensor] | None = None
 
+    def of_other_objects(self) -> StepNotes:
+        """The notes of the same step for objects that may be others, of which no sums were exchanged."""
+        notes = StepNotes()
+        notes.measured, notes.pictures = self.measured, self.pictures
+        return notes
+
+
+class NotedList(list[Instances]):
+    """A list of ``Instances`` that takes the notes of its step along.
+
+    Args:
+        instances: of N images.
+        notes: of the step.
+    """
+
+    def __init__(self, instances: Iterable[Instances], notes: StepNotes) -> None:
+        super().__init__(instances)
+        self.notes = notes
+
 
 class LooseField:
     """A field without a tensor form: of each image something that can be indexed, such as masks.
@@ -89,17 +109,27 @@ class LooseField:
         rows: (N, P) int64, the entries that places stand for; None: place p is entry p.
 
     Attributes:
+        device: where values that have a method ``to`` shall be when they are handed out; None where they are.
         shared: what was made of the values, for all fields that share them.
     """
 
-    def __init__(self, values: list[Any], rows: Tensor | None = None, shared: dict[str, Any] | None = None) -> None:
+    def __init__(self, values: list[Any], rows: Tensor | None = None) -> None:
         self.values = values
         self.rows = rows
-        self.shared: dict[str, Any] = {} if shared is None else shared
+        self.device: torch.device | None = None
+        self.shared: dict[str, Any] = {}
 
-    def at(self, rows: Tensor) -> LooseField:
+    def at(self, rows: Tensor | None) -> LooseField:
         """The same values, of which places stand for the entries ``rows`` (N, P)."""
-        return LooseField(self.values, rows, self.shared)
+        field = LooseField(self.values, rows)
+        field.device, field.shared = self.device, self.shared
+        return field
+
+    def to(self, device: torch.device) -> LooseField:
+        """The field on another device; values are moved when somebody asks for them."""
+        field = LooseField(self.values, None if self.rows is None else self.rows.to(device))
+        field.device = device
+        return field
 
     def rows_of(self, valid: Tensor) -> Tensor:
         """(N, P) int64: the entries of places ``valid`` (N, P)."""
@@ -109,12 +139,22 @@ class LooseField:
 
     def entries(self, i: int, positions: slice | Tensor) -> Any:
         """Those of image ``i`` at the given places; waits for the device."""
-        return self.values[i][positions if self.rows is None else self.rows[i][positions]]
+        return select_entries(self._value(i), positions if self.rows is None else self.rows[i][positions])
+
+    def _value(self, i: int) -> Any:
+        """That of image ``i``, on the device; moved once."""
+        if self.device is None or not hasattr(self.values[i], "to"):
+            return self.values[i]
+        moved = self.shared.setdefault("moved", {})
+        if i not in moved:
+            moved[i] = self.values[i].to(self.device)
+        return moved[i]
 
     def table(self, device: torch.device) -> MaskTable:
-        """The values, which are masks, as one table; made once."""
+        """The values, which are masks, as one table; made once. An image without them has no masks in it."""
         if "table" not in self.shared:
-            self.shared["table"] = MaskTable(self.values, device)
+            none = next(value for value in self.values if value is not None)[:0]
+            self.shared["table"] = MaskTable([none if own is None else own for own in self.values], device)
         return self.shared["table"]
 
 
@@ -285,7 +325,10 @@ class ObjectBatch(Sequence[Instances]):
         moved = move_together({**self._fields, "": self.valid}, device)
         valid = moved.pop("")
         batch = ObjectBatch(self.image_sizes, valid, moved, self._kinds, counts=self.counts, notes=self.notes)
-        batch._loose, batch._absent = self._loose, self._absent
+        batch._loose, batch._absent = {name: field.to(device) for name, field in self._loose.items()}, self._absent
+        batch.num_leading = self.num_leading
+        if self._objects is not None and self._rows is not None:
+            batch.refer_to(self._objects.to(device), self._rows.to(device))
         return batch
 
     def of_tensors_alone(self, image_sizes: Tensor) -> ObjectBatch:
@@ -368,6 +411,9 @@ class ObjectBatch(Sequence[Instances]):
     def __add__(self, other: Iterable[Instances]) -> list[Instances]:
         return [*self, *other]
 
+    def __radd__(self, other: Iterable[Instances]) -> list[Instances]:
+        return [*other, *self]
+
     def __repr__(self) -> str:
         return f"ObjectBatch(num_images={self.num_images}, num_places={self.num_places}, fields={self.names})"
 
@@ -395,12 +441,13 @@ class ObjectBatch(Sequence[Instances]):
         positions = self.positions()[i]
         if isinstance(positions, slice) and positions.stop == 0:
             return
-        for name, value in self._fields.items():
-            if self._is_referred(name) and not element.has(name):
-                element.set(name, _wrap(value[i][rows], self._kinds.get(name)))
-        for name, field in self._loose.items():
-            if self._is_referred(name) and not element.has(name):
-                element.set(name, field.entries(i, rows))
+        lacking = {name for name, images in self._absent.items() if i in images}
+        wanted = [name for name in self.names if self._is_referred(name) and name not in lacking]
+        for name in [name for name in wanted if not element.has(name)]:
+            if name in self._fields:
+                element.set(name, _wrap(self._fields[name][i][rows], self._kinds.get(name)))
+            else:
+                element.set(name, self._loose[name].entries(i, rows))
 
     def _image_size(self, i: int) -> tuple[int, int]:
         if isinstance(self.image_sizes, Tensor):
@@ -454,7 +501,11 @@ def gather_places(values: Tensor, places: Tensor) -> Tensor:
 
 
 def assign(
-    instances: Sequence[Instances], batch: ObjectBatch, name: str, values: Tensor | Callable[[], Tensor]
+    instances: Sequence[Instances],
+    batch: ObjectBatch,
+    name: str,
+    values: Tensor | Callable[[], Tensor],
+    kind: type | None = None,
 ) -> None:
     """Give objects a field, in place.
 
@@ -463,15 +514,16 @@ def assign(
         batch: :func:`as_batch` of them.
         name: of the field.
         values: (N, P, ...) for the places of the batch, or what gives them when they are needed.
+        kind: see :meth:`ObjectBatch.set`.
     """
     if instances is batch:
         if isinstance(values, Tensor):
-            batch.set(name, values)
+            batch.set(name, values, kind)
         else:
             batch.set_late(name, values)
         return
     for own, part in zip(instances, valid_parts(values if isinstance(values, Tensor) else values(), batch)):
-        own.set(name, part)
+        own.set(name, _wrap(part, kind))
 
 
 def valid_parts(values: Tensor, batch: ObjectBatch) -> list[Tensor]:
@@ -508,13 +560,13 @@ def as_batch(instances: Sequence[Instances]) -> ObjectBatch:
     """The batch that a stage works on.
 
     Args:
-        instances: a batch, returned itself unless elements of it were handed out; or N :class:`Instances`.
+        instances: a batch, returned itself unless elements of it were handed out; or N :class:`Instances`. A new
+            batch shares the notes of the step, but not what its sums are divided by: its objects may be others.
     """
     if isinstance(instances, ObjectBatch) and not instances.was_handed_out:
         return instances
     batch = _pad(list(instances))
-    if isinstance(instances, ObjectBatch):
-        batch.notes = instances.notes
+    batch.notes = notes_of(instances).of_other_objects()
     return batch
 
 
@@ -533,14 +585,15 @@ def batch_on_device(instances: Sequence[Instances], device: torch.device) -> Obj
 
 
 def notes_of(instances: Sequence[Instances]) -> StepNotes:
-    """The notes that came with a batch; empty ones for a list."""
-    return instances.notes if isinstance(instances, ObjectBatch) else StepNotes()
+    """The notes that came with objects; empty ones for a list that has none."""
+    return instances.notes if isinstance(instances, ObjectBatch | NotedList) else StepNotes()
 
 
 def with_notes(instances: Sequence[Instances], notes: StepNotes) -> Sequence[Instances]:
-    """The same objects, to which these notes belong; a list, which can carry none, stays as it is."""
-    if isinstance(instances, ObjectBatch):
-        instances.notes = notes
+    """The same objects, to which these notes belong."""
+    if not isinstance(instances, ObjectBatch | NotedList):
+        return NotedList(instances, notes)
+    instances.notes = notes
     return instances
 
 

@@ -22,7 +22,7 @@ from detlab.modeling.suppression import sizes_tensor
 from detlab.modeling.tensor_form import check_tensor_form
 from detlab.structures.image_list import ImageList
 from detlab.structures.instances import Instances
-from detlab.structures.object_batch import ObjectBatch, batch_on_device, notes_of
+from detlab.structures.object_batch import ObjectBatch, batch_on_device, notes_of, with_notes
 from detlab.utils.events import get_event_storage, has_event_storage, log_scalars
 from detlab.utils.image import convert_image_to_rgb
 
@@ -184,6 +184,7 @@ class GeneralizedRCNN(ImageModel):
         features = self.backbone(images.tensor)
         proposals, proposal_losses = self._propose(images, features, given_proposals, targets)
         notes = notes_of(proposals)
+        proposals = with_notes(proposals, notes)
         notes.pictures = {} if with_pictures else None
         sampled, head_losses = self.roi_heads(images, features, proposals, targets)
         measured = {**notes.measured, **notes_of(sampled).measured}

@@ -10,14 +10,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detlab.config.config import configurable
 from detlab.layers.shape_spec import ShapeSpec
 from detlab.modeling.box_regression import Box2BoxTransform, box_regression_loss
 from detlab.modeling.loss_normalizer import normalizer_of
-from detlab.modeling.losses import class_cross_entropy
+from detlab.modeling.losses import class_cross_entropy, every_class_cross_entropy
 from detlab.modeling.packing import rows_of
 from detlab.modeling.suppression import keep_best_boxes, sizes_tensor
 from detlab.modeling.weight_init import normal_init
@@ -38,8 +37,22 @@ __all__ = [
     "FastRCNNOutputLayers",
     "fast_rcnn_inference",
     "fast_rcnn_inference_single_image",
+    "predictor_takes_padded",
     "select_detections",
 ]
+
+# What a predictor is asked for in training and in inference, by one stage or by one of its own methods.
+_ASKED_FOR = {
+    True: ("losses", "box_reg_loss", "sigmoid_cross_entropy_loss", "predict_boxes_for_gt_classes"),
+    False: ("inference", "predict_boxes", "predict_probs"),
+}
+
+
+def predictor_takes_padded(predictor: nn.Module, training: bool) -> bool:
+    """Whether everything that a predictor does after its forward takes padded batches: no method was overridden that
+    expects a row for each proposal and nothing else."""
+    methods = [getattr(predictor, name) for name in _ASKED_FOR[training] if hasattr(predictor, name)]
+    return all(takes_padded(method) for method in methods)
 
 
 def select_detections(
@@ -292,6 +305,7 @@ class FastRCNNOutputLayers(nn.Module):
             return self.sigmoid_cross_entropy_loss(logits, gt_classes)
         return class_cross_entropy(logits, gt_classes) / _num_counted(gt_classes)
 
+    @padded
     def sigmoid_cross_entropy_loss(self, pred_class_logits: Tensor, gt_classes: Tensor) -> Tensor:
         """Binary cross entropy of every class, over all classes or those the federated loss draws.
 
@@ -303,13 +317,12 @@ class FastRCNNOutputLayers(nn.Module):
             The sum divided by the number of rows that count.
         """
         classes = torch.arange(self.num_classes, device=gt_classes.device)
-        logits = pred_class_logits[:, :-1].float()
-        targets = (gt_classes[:, None] == classes).to(logits.dtype)
+        logits = pred_class_logits[:, :-1]
         counts = (gt_classes >= 0)[:, None].expand_as(logits)
         if self.use_fed_loss:
             counts = counts & self._federated_classes(gt_classes)
-        losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-        return losses.masked_fill(~counts, 0.0).sum() / _num_counted(gt_classes)
+        total = every_class_cross_entropy(logits, gt_classes[:, None] == classes, counts)
+        return total / _num_counted(gt_classes)
 
     def _federated_classes(self, gt_classes: Tensor) -> Tensor:
         """(K,) bool: the classes that the federated loss scores."""
@@ -328,6 +341,7 @@ class FastRCNNOutputLayers(nn.Module):
         """The classes of the batch, filled up to ``num_fed_loss_classes`` with others drawn by ``weight`` (K,)."""
         return _draw_classes(gt_classes, num_fed_loss_classes, num_classes, weight).nonzero().squeeze(1)
 
+    @padded
     def box_reg_loss(self, proposal_boxes: Tensor, gt_boxes: Tensor, pred_deltas: Tensor, gt_classes: Tensor) -> Tensor:
         """The regression loss of the proposals that are objects, divided by the number of all proposals.
 
@@ -359,7 +373,7 @@ class FastRCNNOutputLayers(nn.Module):
 
         Args:
             predictions: what :meth:`forward` gave.
-            proposals: with ``proposal_boxes``.
+            proposals: with ``proposal_boxes``. Who passes a list gets a list of index tensors.
         """
         thresholds = (self.test_score_thresh, self.test_nms_thresh)
         if not (takes_padded(self.predict_boxes) and takes_padded(self.predict_probs)):
@@ -372,7 +386,8 @@ class FastRCNNOutputLayers(nn.Module):
         scores = scores.masked_fill(~batch.valid[..., None], -math.inf)
         limit = self.test_topk_per_image if self.test_topk_per_image >= 0 else scores[0].numel()
         detections, rows = select_detections(decoded, scores, batch.image_sizes, *thresholds, limit)
-        return with_notes(detections, batch.notes), PartsOnDemand(rows, detections)
+        origins = PartsOnDemand(rows, detections) if batch is proposals else valid_parts(rows, detections)
+        return with_notes(detections, batch.notes), origins
 
     @padded
     def predict_boxes(self, predictions: tuple[Tensor, Tensor], proposals: Sequence[Instances]) -> list[Tensor]:

@@ -18,11 +18,11 @@ from detlab.modeling.dense_prediction import label_boxes
 from detlab.modeling.feature_shapes import select_features
 from detlab.modeling.loss_normalizer import exchange_normalizers
 from detlab.modeling.matcher import Matcher
-from detlab.modeling.packing import Rows, rows_of, unpad_for
+from detlab.modeling.packing import Rows, lay_out, rows_of, unpad_for
 from detlab.modeling.poolers import ROIPooler
 from detlab.modeling.proposal_generator.proposal_utils import add_ground_truth_to_proposals
 from detlab.modeling.roi_heads.box_head import build_box_head
-from detlab.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
+from detlab.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers, predictor_takes_padded
 from detlab.modeling.roi_heads.keypoint_head import build_keypoint_head
 from detlab.modeling.roi_heads.mask_head import build_mask_head
 from detlab.modeling.sampling import Drawn, draw_balanced, subsample_labels
@@ -32,13 +32,14 @@ from detlab.structures.instances import Instances
 from detlab.structures.keypoints import keypoints_to_heatmap
 from detlab.structures.object_batch import (
     ObjectBatch,
-    PartsOnDemand,
     as_batch,
+    assign,
+    notes_of,
     padded,
     takes_padded,
     valid_parts,
+    with_notes,
 )
-from detlab.utils.comm import get_world_size
 from detlab.utils.registry import Registry
 
 __all__ = [
@@ -74,9 +75,13 @@ def select_foreground_proposals(
         N instances, and of each image the (P,) bool mask that chose them.
     """
     batch = as_batch(proposals)
-    mask = _is_foreground(batch, bg_label)
-    objects = batch.where(mask)
-    return objects if batch.num_leading is None else objects.first(batch.num_leading), PartsOnDemand(mask, batch)
+    return _foreground_of(batch, bg_label), valid_parts(_is_foreground(batch, bg_label), batch)
+
+
+def _foreground_of(batch: ObjectBatch, bg_label: int) -> ObjectBatch:
+    """:func:`select_foreground_proposals` without the masks, for which one has to wait."""
+    objects = batch.where(_is_foreground(batch, bg_label))
+    return objects if batch.num_leading is None else objects.first(batch.num_leading)
 
 
 def _is_foreground(batch: ObjectBatch, bg_label: int) -> Tensor:
@@ -99,6 +104,15 @@ def select_proposals_with_visible_keypoints(proposals: Sequence[Instances]) -> S
     selected = batch.where((inside & (points[..., 2] >= 1)).any(dim=2))
     batch.notes.measured["keypoint_head/num_fg_samples"] = selected.valid.sum() / max(len(batch), 1)
     return selected
+
+
+def _num_keypoints(objects: ObjectBatch) -> Tensor:
+    """How many labelled keypoints lie in their proposals, 0-dim."""
+    if not objects.has("gt_keypoints"):
+        return objects.valid.new_zeros((), dtype=torch.int64)
+    boxes, points = objects.tensor("proposal_boxes"), objects.tensor("gt_keypoints")
+    inside = keypoints_to_heatmap(points.flatten(0, 1), boxes.flatten(0, 1), 1).valid
+    return (inside & objects.valid.flatten()[:, None]).sum()
 
 
 class ROIHeads(nn.Module):
@@ -212,6 +226,26 @@ class ROIHeads(nn.Module):
         valid = pad_sequence([torch.ones_like(own, dtype=torch.bool) for own in places], batch_first=True)
         return Drawn(pad_sequence(places, batch_first=True), valid), pad_sequence(classes, batch_first=True)
 
+    def _sampled_for_losses(
+        self, proposals: Sequence[Instances], targets: Sequence[Instances], with_keypoints: bool
+    ) -> ObjectBatch:
+        """What :meth:`label_and_sample_proposals` or an override gives, with what the losses are divided by.
+
+        Args:
+            proposals: see there.
+            targets: likewise.
+            with_keypoints: also count the keypoints in the boxes.
+        """
+        given = with_notes(proposals, notes_of(proposals))
+        sampled = with_notes(self.label_and_sample_proposals(given, targets), notes_of(given))
+        batch = as_batch(sampled)
+        objects = _foreground_of(batch, self.num_classes)
+        counts = {"proposals": batch.valid.sum(), "objects": objects.valid.sum()}
+        if with_keypoints:  # also where no image of this rank has any: all ranks exchange the same counts
+            counts["keypoints"] = _num_keypoints(objects)
+        batch.notes.normalizers |= exchange_normalizers(counts)
+        return batch
+
     def _sampling_statistics(self, sampled: ObjectBatch) -> dict[str, Tensor]:
         """The mean numbers of objects and of background proposals of an image."""
         num_images = max(len(sampled), 1)
@@ -255,7 +289,7 @@ def _pool(
     """The pooled features (R, C, h, w) of the boxes in a field, for a head that is run on them."""
     batch = as_batch(instances)
     boxes = batch.tensor(field)
-    rows = rows_of(batch, head, must_be_exact=not takes_padded(pooler))
+    rows = lay_out(batch, head, must_be_exact=not takes_padded(pooler))
     if takes_padded(pooler):
         return pooler(maps, rows.rois(boxes))
     kind: Any = batch.kind(field)
@@ -374,24 +408,11 @@ class StandardROIHeads(ROIHeads):
             return self.forward_with_given_boxes(features, detections), {}
         if targets is None:
             raise ValueError("training needs targets: each input must have 'instances' with its ground truth")
-        proposals = as_batch(self.label_and_sample_proposals(proposals, targets))
-        self._exchange_normalizers(proposals)
+        proposals = self._sampled_for_losses(proposals, targets, self.keypoint_on and not self.train_on_pred_boxes)
         losses = self._forward_box(features, proposals)
         losses.update(self._forward_mask(features, proposals))
         losses.update(self._forward_keypoint(features, proposals))
         return proposals, losses
-
-    def _exchange_normalizers(self, proposals: ObjectBatch) -> None:
-        """What the losses are divided by, with one exchange between the ranks."""
-        if get_world_size() == 1:
-            return
-        objects = as_batch(select_foreground_proposals(proposals, self.num_classes)[0])
-        counts = {"proposals": proposals.valid.sum(), "objects": objects.valid.sum()}
-        if self.keypoint_on and objects.has("gt_keypoints") and not self.train_on_pred_boxes:
-            boxes, points = objects.tensor("proposal_boxes"), objects.tensor("gt_keypoints")
-            inside = keypoints_to_heatmap(points.flatten(0, 1), boxes.flatten(0, 1), 1).valid
-            counts["keypoints"] = (inside & objects.valid.flatten()[:, None]).sum()
-        proposals.notes.normalizers |= exchange_normalizers(counts)
 
     @padded
     def forward_with_given_boxes(
@@ -414,7 +435,7 @@ class StandardROIHeads(ROIHeads):
     def _forward_box(self, features: dict[str, Tensor], proposals: Sequence[Instances]):
         """The losses of the box head in training, else the detections."""
         what_follows = self.box_predictor.losses if self.training else self.box_predictor.inference
-        given = unpad_for(takes_padded(what_follows), as_batch(proposals))
+        given = unpad_for(predictor_takes_padded(self.box_predictor, self.training), proposals)
         maps = [features[name] for name in self.box_in_features]
         pooled = _pool(self.box_pooler, maps, given, "proposal_boxes", self.box_head)
         predictions = self.box_predictor(self.box_head(pooled))
@@ -422,17 +443,17 @@ class StandardROIHeads(ROIHeads):
             return what_follows(predictions, given)[0]
         losses = what_follows(predictions, given)
         if self.train_on_pred_boxes:
-            self._move_to_predicted_boxes(predictions, given)
+            self._move_to_predicted_boxes(predictions, given, proposals)
         return losses
 
     @torch.no_grad()
-    def _move_to_predicted_boxes(self, predictions, proposals: Sequence[Instances]) -> None:
-        predict = self.box_predictor.predict_boxes_for_gt_classes
-        if isinstance(proposals, ObjectBatch) and takes_padded(predict):
-            boxes = self.box_predictor.decode_boxes_of_gt_classes(predictions, proposals)
-            proposals.set("proposal_boxes", boxes, proposals.kind("proposal_boxes"))
+    def _move_to_predicted_boxes(self, predictions, given: Sequence[Instances], proposals: Sequence[Instances]) -> None:
+        """Give ``proposals`` the boxes that were predicted for them as they were ``given`` to the predictor."""
+        if isinstance(given, ObjectBatch):
+            boxes = self.box_predictor.decode_boxes_of_gt_classes(predictions, given)
+            assign(proposals, given, "proposal_boxes", boxes, given.kind("proposal_boxes"))
             return
-        for own, own_boxes in zip(proposals, predict(predictions, proposals)):
+        for own, own_boxes in zip(given, self.box_predictor.predict_boxes_for_gt_classes(predictions, given)):
             own.proposal_boxes = Boxes(own_boxes)
 
     @padded
@@ -441,8 +462,8 @@ class StandardROIHeads(ROIHeads):
         if not self.mask_on:
             return {} if self.training else instances
         if self.training:
-            instances, _ = select_foreground_proposals(instances, self.num_classes)
-        given = unpad_for(takes_padded(self.mask_head), as_batch(instances))
+            instances = _foreground_of(as_batch(instances), self.num_classes)
+        given = unpad_for(takes_padded(self.mask_head), instances)
         x = self._region_features(features, self.mask_in_features, self.mask_pooler, given, self.mask_head)
         return self.mask_head(x, given)
 
@@ -452,9 +473,9 @@ class StandardROIHeads(ROIHeads):
         if not self.keypoint_on:
             return {} if self.training else instances
         if self.training:
-            instances, _ = select_foreground_proposals(instances, self.num_classes)
+            instances = _foreground_of(as_batch(instances), self.num_classes)
             instances = select_proposals_with_visible_keypoints(instances)
-        given = unpad_for(takes_padded(self.keypoint_head), as_batch(instances))
+        given = unpad_for(takes_padded(self.keypoint_head), instances)
         x = self._region_features(features, self.keypoint_in_features, self.keypoint_pooler, given, self.keypoint_head)
         return self.keypoint_head(x, given)
 
@@ -567,7 +588,7 @@ class Res5ROIHeads(ROIHeads):
     def _transform(self, features: dict[str, Tensor], instances: Sequence[Instances], field: str) -> Tensor:
         maps, batch = [features[name] for name in self.in_features], as_batch(instances)
         is_padded = takes_padded(self._shared_roi_transform) and takes_padded(self.pooler)
-        rows = rows_of(batch, self.res5, must_be_exact=not is_padded)
+        rows = lay_out(batch, self.res5, must_be_exact=not is_padded)
         boxes = batch.tensor(field)
         if is_padded:
             return self._shared_roi_transform(maps, rows.rois(boxes))
@@ -579,9 +600,9 @@ class Res5ROIHeads(ROIHeads):
         if self.training:
             if targets is None:
                 raise ValueError("training needs targets: each input must have 'instances' with its ground truth")
-            proposals = self.label_and_sample_proposals(proposals, targets)
+            proposals = self._sampled_for_losses(proposals, targets, with_keypoints=False)
         what_follows = self.box_predictor.losses if self.training else self.box_predictor.inference
-        given = unpad_for(takes_padded(what_follows), as_batch(proposals))
+        given = unpad_for(predictor_takes_padded(self.box_predictor, self.training), proposals)
         region_features = self._transform(features, given, "proposal_boxes")
         predictions = self.box_predictor(region_features.mean(dim=(2, 3)))
         if not self.training:
@@ -594,8 +615,8 @@ class Res5ROIHeads(ROIHeads):
 
     def _mask_losses(self, region_features: Tensor, proposals: ObjectBatch) -> dict[str, Tensor]:
         """The mask head on the rows of ``region_features`` that are objects."""
-        objects = as_batch(select_foreground_proposals(proposals, self.num_classes)[0])
-        rows = rows_of(objects, self.mask_head, must_be_exact=not takes_padded(self.mask_head))
+        objects = _foreground_of(proposals, self.num_classes)
+        rows = lay_out(objects, self.mask_head, must_be_exact=not takes_padded(self.mask_head))
         chosen = rows.take(_row_numbers(rows_of(proposals))[:, : objects.num_places])
         return self.mask_head(region_features[chosen], unpad_for(takes_padded(self.mask_head), objects))
 
@@ -607,7 +628,7 @@ class Res5ROIHeads(ROIHeads):
         assert not self.training
         if not self.mask_on:
             return instances
-        given = unpad_for(takes_padded(self.mask_head), as_batch(instances))
+        given = unpad_for(takes_padded(self.mask_head), instances)
         return self.mask_head(self._transform(features, given, "pred_boxes"), given)
 
 
