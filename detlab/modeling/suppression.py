@@ -50,7 +50,7 @@ def keep_best_boxes(
     """Clip, drop what is too small or not finite, suppress overlaps within a group, keep the best.
 
     Args:
-        boxes: (N, B, 4) xyxy.
+        boxes: (N, B, 4) xyxy; B may be 0.
         scores: (N, B); a candidate of -inf is none.
         groups: (N, B) int64, the class or the level of each; boxes of different groups leave each other alone.
         image_sizes: (N, 2), height and width.
@@ -58,6 +58,9 @@ def keep_best_boxes(
         max_boxes: P.
         min_box_size: boxes must be wider and higher than this, in pixels.
     """
+    if not torch.compiler.is_compiling() and boxes.shape[1] == 0:  # padding needs a candidate to come from
+        scores, groups = scores.new_full((len(boxes), 1), -math.inf), groups.new_zeros(len(boxes), 1)
+        boxes = boxes.new_zeros(len(boxes), 1, boxes.shape[2])
     clipped = clip_boxes_to_images(boxes, image_sizes)
     counts = boxes.isfinite().all(dim=-1) & scores.isfinite()
     if min_box_size > -math.inf:

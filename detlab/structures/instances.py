@@ -168,6 +168,8 @@ def _no_such_field(name: str, fields: dict[str, Any]) -> str:
 
 def select_entries(value: Any, item: Any) -> Any:
     """Some of the entries of a field: what :meth:`Instances.__getitem__` does to each."""
+    if isinstance(value, np.ndarray) and isinstance(item, Tensor):
+        return value[item.cpu().numpy()]  # an array takes a tensor of one index for a number
     if not isinstance(value, list | tuple) or isinstance(item, slice):
         return value[item]
     # Sequences of Python know ints and slices only; an array of positions also settles bool masks and negatives.

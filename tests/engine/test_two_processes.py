@@ -58,6 +58,44 @@ def test_weights_after_ten_iterations_are_those_of_one_process(processes, tmp_pa
     assert distance(got, expected) <= 0.005 * travelled
 
 
+def exchange(folder: str) -> None:
+    """One step without DDP; the images of rank 1 have no objects, as a mapper leaves them, and give no proposals."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    cfg = config()
+    cfg.MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE = True
+    cfg.MODEL.ROI_KEYPOINT_HEAD.NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS = True
+    model = build_model(cfg).train()
+    own = tiny_batch(sizes=((64, 96),) * 2, num_objects=(3, 2))
+    if comm.get_rank() == 1:
+        model.proposal_generator.min_box_size = 1e6
+        for item in own:
+            labels = item["instances"][:0]
+            labels.remove("gt_masks")
+            labels.remove("gt_keypoints")
+            item["instances"] = labels
+    sent = []
+    all_reduce = torch.distributed.all_reduce
+
+    def counted(tensor, *args, **kwargs):
+        sent.append(tensor.numel())
+        return all_reduce(tensor, *args, **kwargs)
+
+    torch.distributed.all_reduce = counted
+    losses = {name: loss.item() for name, loss in model(own).items()}
+    torch.save({"losses": losses, "sent": sent}, Path(folder, f"{comm.get_rank()}_of_{comm.get_world_size()}.pth"))
+
+
+def test_a_rank_without_proposals_exchanges_what_the_other_does_and_the_mean_loss_is_that_of_one_process(tmp_path):
+    launch(exchange, 1, args=(str(tmp_path),), device="cpu")
+    launch(exchange, 2, dist_url="auto", args=(str(tmp_path),), device="cpu")
+    alone, first, second = load(tmp_path / "0_of_1.pth"), load(tmp_path / "0_of_2.pth"), load(tmp_path / "1_of_2.pth")
+    assert alone["sent"] == [] and first["sent"] == second["sent"] == [3]
+    for name in ("loss_cls", "loss_box_reg", "loss_mask", "loss_keypoint"):
+        assert second["losses"][name] == 0 and alone["losses"][name] > 0
+        assert first["losses"][name] / 2 == pytest.approx(alone["losses"][name], rel=1e-4), name
+
+
 def distance(a, b):
     """Of two sets of weights, as one vector each."""
     return math.sqrt(sum((a[name] - b[name]).double().square().sum().item() for name in a))

@@ -41,7 +41,7 @@ from detlab.structures.boxes import Boxes, pairwise_iou
 from detlab.structures.image_list import ImageList
 from detlab.structures.instances import Instances
 from detlab.utils.events import EventStorage
-from tests.modeling.tiny import tiny_batch, tiny_config
+from tests.modeling.tiny import tiny_batch, tiny_c4_config, tiny_config
 
 SIZES, NUM_OBJECTS = ((64, 96), (80, 64), (64, 64)), (2, 0, 3)
 
@@ -70,8 +70,11 @@ def registered():
 
 
 def make_config(**parts):
-    """Few anchors and proposals; every random draw is of all there are, so that order alone is random."""
-    cfg = tiny_config(**parts)
+    return all_are_drawn(tiny_config(**parts))
+
+
+def all_are_drawn(cfg):
+    """Every random draw is of all anchors and proposals there are, so that order alone is random."""
     cfg.merge_from_list(["MODEL.RPN.BATCH_SIZE_PER_IMAGE", 100000, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 100000,
                          "MODEL.RPN.POSITIVE_FRACTION", 1.0, "MODEL.ROI_HEADS.POSITIVE_FRACTION", 1.0])  # fmt: skip
     return cfg
@@ -860,24 +863,8 @@ def test_a_training_step_of_the_users_own():
 
 
 def make_c4_config():
-    cfg = make_config(masks=True)
-    cfg.merge_from_list(
-        [
-            "MODEL.BACKBONE.NAME", "build_resnet_backbone",
-            "MODEL.RESNETS.DEPTH", 50,
-            "MODEL.RESNETS.RES2_OUT_CHANNELS", 16,
-            "MODEL.RESNETS.STEM_OUT_CHANNELS", 16,
-            "MODEL.RESNETS.WIDTH_PER_GROUP", 4,
-            "MODEL.RESNETS.OUT_FEATURES", ["res4"],
-            "MODEL.RESNETS.NORM", "BN",
-            "MODEL.ANCHOR_GENERATOR.SIZES", [[16, 32]],
-            "MODEL.RPN.IN_FEATURES", ["res4"],
-            "MODEL.ROI_HEADS.NAME", "Res5ROIHeads",
-            "MODEL.ROI_HEADS.IN_FEATURES", ["res4"],
-            "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", 8,
-            "MODEL.ROI_MASK_HEAD.NUM_CONV", 0,
-        ]
-    )  # fmt: skip
+    cfg = all_are_drawn(tiny_c4_config())
+    cfg.MODEL.RESNETS.NORM = "BN"
     return cfg
 
 

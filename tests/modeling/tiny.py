@@ -52,6 +52,29 @@ def tiny_config(meta_arch="GeneralizedRCNN", *, masks=False, keypoints=False):
     return cfg
 
 
+def tiny_c4_config():
+    """A two-stage model of one map, whose heads share the last stage of the backbone; with masks."""
+    cfg = tiny_config(masks=True)
+    cfg.merge_from_list(
+        [
+            "MODEL.BACKBONE.NAME", "build_resnet_backbone",
+            "MODEL.RESNETS.DEPTH", 50,
+            "MODEL.RESNETS.RES2_OUT_CHANNELS", 16,
+            "MODEL.RESNETS.STEM_OUT_CHANNELS", 16,
+            "MODEL.RESNETS.WIDTH_PER_GROUP", 4,
+            "MODEL.RESNETS.OUT_FEATURES", ["res4"],
+            "MODEL.RESNETS.NORM", "",
+            "MODEL.ANCHOR_GENERATOR.SIZES", [[16, 32]],
+            "MODEL.RPN.IN_FEATURES", ["res4"],
+            "MODEL.ROI_HEADS.NAME", "Res5ROIHeads",
+            "MODEL.ROI_HEADS.IN_FEATURES", ["res4"],
+            "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", 8,
+            "MODEL.ROI_MASK_HEAD.NUM_CONV", 0,
+        ]
+    )  # fmt: skip
+    return cfg
+
+
 def tiny_batch(sizes=((64, 96), (80, 64)), num_objects=(2, 0)):
     """Training inputs with boxes, masks and keypoints; an image may have no objects."""
     torch.manual_seed(0)

@@ -144,3 +144,8 @@ def test_text_shows_size_and_fields():
     text = repr(three_objects())
     assert "num_instances=3, image_height=10, image_width=20" in text
     assert "names=['a', 'b', 'c']" in text
+
+
+def test_one_index_in_a_tensor_leaves_an_array_an_array():
+    own = Instances((4, 4), codes=np.arange(3) + 100)
+    assert own[torch.tensor([1])].codes.tolist() == [101]

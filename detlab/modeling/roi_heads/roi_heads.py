@@ -371,6 +371,10 @@ class StandardROIHeads(ROIHeads):
     @classmethod
     def _init_box_head(cls, cfg, input_shape: dict[str, ShapeSpec]) -> dict:
         names, settings = cfg.MODEL.ROI_HEADS.IN_FEATURES, cfg.MODEL.ROI_BOX_HEAD
+        if not settings.POOLER_TYPE:
+            raise ValueError(
+                "MODEL.ROI_BOX_HEAD.POOLER_TYPE is empty, but the box head needs pooled features; use ROIAlignV2"
+            )
         pooler, shape = _build_pooler(settings, input_shape, names)
         head = build_box_head(cfg, shape)
         return {

@@ -3,10 +3,17 @@ import torch
 import torch.nn.functional as F
 
 from detlab.layers.shape_spec import ShapeSpec
-from detlab.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead, mask_rcnn_loss, select_class_masks
+from detlab.modeling import packing
+from detlab.modeling.roi_heads.mask_head import (
+    MaskRCNNConvUpsampleHead,
+    mask_rcnn_inference,
+    mask_rcnn_loss,
+    select_class_masks,
+)
 from detlab.structures.boxes import Boxes
 from detlab.structures.instances import Instances
 from detlab.structures.masks import BitMasks
+from detlab.structures.object_batch import as_batch
 
 
 def make_instances(count):
@@ -51,3 +58,27 @@ def test_inference_gives_each_image_its_masks_at_twice_the_resolution():
     head(x, instances)
     assert instances[0].pred_masks.shape == (2, 1, 14, 14)
     assert torch.allclose(instances[1].pred_masks[0, 0], head.layers(x)[2, 1].sigmoid())
+
+
+def test_no_images_have_no_masks():
+    assert mask_rcnn_inference(torch.zeros(0, 3, 14, 14), []) is None
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+def test_padding_changes_neither_the_loss_nor_a_gradient(value, monkeypatch):
+    instances, logits = [make_instances(3), make_instances(2)], torch.randn(5, 3, 14, 14, requires_grad=True)
+    expected = mask_rcnn_loss(logits, instances)
+    gradient = torch.autograd.grad(expected, logits)[0]
+    monkeypatch.setattr(packing, "lengths_are_free", lambda tensor: False)
+    batch = as_batch(instances)
+    batch.counts = None
+    boxes = batch.tensor("proposal_boxes").clone()
+    boxes[~batch.valid] = value
+    batch.set("proposal_boxes", boxes, batch.kind("proposal_boxes"))
+    packing.lay_out(batch, None)
+    wide = torch.full((6, 3, 14, 14), value)
+    wide[batch.valid.flatten()] = logits.detach()
+    loss = mask_rcnn_loss(wide.requires_grad_(), batch)
+    own = torch.autograd.grad(loss, wide)[0]
+    assert torch.allclose(loss, expected) and torch.allclose(own[batch.valid.flatten()], gradient)
+    assert (own[~batch.valid.flatten()] == 0).all()
