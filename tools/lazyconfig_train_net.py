@@ -24,11 +24,21 @@ from detlab.modeling.meta_arch.build import place_model
 from detlab.utils import comm
 from detlab.utils.user_modules import import_user_modules
 
+NODES = ("model", "optimizer", "lr_multiplier", "dataloader", "train")
+
 
 def read_config(args):
     """The config with its overrides, after the user's modules are loaded."""
     import_user_modules(args.imports)
-    return LazyConfig.apply_overrides(LazyConfig.load(args.config_file), args.opts)
+    if not args.config_file:
+        raise ValueError("there is no config: name a Python config with --config-file")
+    cfg = LazyConfig.load(args.config_file)
+    missing = [name for name in NODES if name not in cfg]
+    if missing and any(name.isupper() for name in cfg):
+        raise ValueError(f"{args.config_file} has settings for tools/train_net.py, which takes it; this tool does not")
+    if missing:
+        raise ValueError(f"{args.config_file} has no {', '.join(missing)}; a config here has {', '.join(NODES)}")
+    return LazyConfig.apply_overrides(cfg, args.opts)
 
 
 def evaluate(cfg, model):

@@ -12,6 +12,7 @@ import math
 
 from detlab.checkpoint.detection_checkpoint import DetectionCheckpointer
 from detlab.data.build import build_detection_test_loader, build_detection_train_loader
+from detlab.data.loader import endless_batches
 from detlab.engine.defaults import (
     config_from_args,
     create_ddp_model,
@@ -60,9 +61,8 @@ def train(cfg, model, resume):
     writers = default_writers(cfg.OUTPUT_DIR, max_iter) if comm.is_main_process() else []
 
     wrapped.train()
-    loader.set_start_iteration(start)
     with EventStorage(start) as storage, watching_for_stop() as stop:
-        for iteration, batch in zip(range(start, max_iter), loader):
+        for iteration, batch in zip(range(start, max_iter), endless_batches(loader, start)):
             storage.iter = iteration
             seed_step(step_seed, iteration)
             losses = wrapped(batch)

@@ -15,6 +15,7 @@ import numpy as np
 from detlab.config.config import CfgNode, get_cfg
 from detlab.data.build import build_detection_train_loader
 from detlab.data.catalog import DatasetCatalog, MetadataCatalog
+from detlab.engine.command_line import SettingsParser
 from detlab.evaluation.prediction_pictures import write_picture
 from detlab.utils.image import convert_image_to_rgb, read_image
 from detlab.utils.user_modules import import_user_modules
@@ -22,7 +23,7 @@ from detlab.utils.visualizer import Visualizer
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = SettingsParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", choices=["annotation", "dataloader"], default="annotation")
     parser.add_argument("--config-file", default="", metavar="FILE", help="names the data sets in DATASETS.TRAIN")
     parser.add_argument("--output-dir", default="visualized", metavar="DIR")
@@ -36,7 +37,6 @@ def parse_arguments() -> argparse.Namespace:
         metavar="FILE_OR_MODULE",
         help="Python code to load before the config is read; may be given several times",
     )
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings to change")
     return parser.parse_args()
 
 

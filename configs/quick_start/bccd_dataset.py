@@ -3,12 +3,12 @@
 They are expected under ``$DETLAB_DATASETS/bccd``: ``JPEGImages/`` and ``coco_json/instances_{train,val,test}.json``.
 """
 
-import os
 from pathlib import Path
 
 from detlab.data.datasets import register_coco_instances
+from detlab.data.datasets.root_folder import datasets_root
 
-ROOT = Path(os.environ.get("DETLAB_DATASETS", "datasets")) / "bccd"
+ROOT = Path(datasets_root()) / "bccd"
 
 for split in ("train", "val", "test"):
     annotations = ROOT / "coco_json" / f"instances_{split}.json"

@@ -24,6 +24,7 @@ from detlab.checkpoint.optimizer_state import check_optimizer_state
 from detlab.checkpoint.torchvision_names import are_torchvision_resnet_names, convert_torchvision_resnet_names
 from detlab.utils import comm
 from detlab.utils.file_io import PathManager, read_text, write_atomically
+from detlab.utils.folder_watch import before_writing
 
 __all__ = ["DetectionCheckpointer"]
 
@@ -104,6 +105,7 @@ class DetectionCheckpointer(Checkpointer):
         states = {key: obj.state_dict() for key, obj in self.checkpointables.items()}
         data = {"model": self.model.state_dict(), **states, **kwargs}
         self._refuse_unloadable(data)
+        before_writing(self.save_dir)
         self.check_save_dir()
         path = os.path.join(self.save_dir, basename)
         self.logger.info("Saving checkpoint to %s", path)
@@ -192,14 +194,14 @@ class DetectionCheckpointer(Checkpointer):
     def _load_object(self, key: str, state: Any, path: str) -> None:
         self.logger.info("Loading %s from %s ...", key, path)
         target = self.checkpointables[key]
-        if isinstance(target, torch.optim.Optimizer):
-            check_optimizer_state(target, state, path, model=self.model)
         try:
+            if isinstance(target, torch.optim.Optimizer):
+                check_optimizer_state(target, state, "the checkpoint", model=self.model)
             target.load_state_dict(state)
         except Exception as error:
             raise ValueError(
-                f"the state of {key!r} in {path} does not fit ({error}). If the model or its settings were changed on "
-                "purpose, start without --resume, with MODEL.WEIGHTS set to this file."
+                f"the state of {key!r} in {path} does not fit ({error}). Go back to the settings of that run; or begin "
+                "anew, without --resume, in another OUTPUT_DIR and with MODEL.WEIGHTS set to this file"
             ) from error
 
     def _read(self, path: str) -> dict[str, Any]:

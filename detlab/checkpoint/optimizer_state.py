@@ -25,10 +25,6 @@ ELEMENTWISE_ENTRIES = {
     "step_size",
     "sum",
 }
-CURE = (
-    "the model or its optimizer is another than in that run: give it the settings of that run, or start without "
-    "--resume, with MODEL.WEIGHTS set to the file"
-)
 
 
 def check_optimizer_state(
@@ -49,13 +45,13 @@ def check_optimizer_state(
         ValueError: the groups are others, or an entry has another shape than its parameter.
     """
     if not _is_optimizer_state(state):
-        raise ValueError(f"{path_or_name} holds no state of an optimizer ('state' and 'param_groups'); {CURE}")
+        raise ValueError(f"{path_or_name} holds no state of an optimizer ('state' and 'param_groups')")
     groups, entries = state["param_groups"], state["state"]
     in_file = [len(group["params"]) for group in groups]
     here = [len(group["params"]) for group in optimizer.param_groups]
     if in_file != here:
         raise ValueError(
-            f"the optimizer's groups have {_some(in_file)} parameters in {path_or_name}, {_some(here)} here; {CURE}"
+            f"the optimizer's groups have {_some(in_file)} parameters in {path_or_name}, {_some(here)} here"
         )
     names = _names(optimizer, model)
     ids = [identity for group in groups for identity in group["params"]]
@@ -68,7 +64,7 @@ def check_optimizer_state(
     ]
     if wrong:
         rest = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
-        raise ValueError(f"the optimizer's state in {path_or_name} does not fit: {'; '.join(wrong[:3])}{rest}; {CURE}")
+        raise ValueError(f"in the optimizer's state of {path_or_name}, {'; '.join(wrong[:3])}{rest}")
 
 
 def _is_optimizer_state(state: Any) -> bool:

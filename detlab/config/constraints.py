@@ -1,8 +1,8 @@
 """What each key of a config may hold, and how keys go together: the one place that says so.
 
 ``LIMITS`` is read when settings are merged, by ``check_config`` before anything is built from a config, and for tables
-of all keys. A key without a limit may hold anything of its type; keys that a project adds have none. What is
-registered by name (models, samplers, schedules, ...) is left to the registries, which know the names.
+of all keys. Keys that a project adds have no limit and may hold anything of their type. What is registered by name
+(models, samplers, schedules, ...) is left to the registries, which know the names.
 
 Code of yours that gives a key a further meaning widens its entry, for example
 ``LIMITS["INPUT.MASK_FORMAT"] = OneOf(("polygon", "bitmask", "rle"))``.
@@ -13,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from detlab.config.limits import Each, Interval, Limit, OneOf, Optional, PerLevel, Text
+from detlab.config.limits import Anything, Each, Interval, Limit, OneOf, Optional, PerLevel, Text, is_held
+from detlab.config.values import shown
 
 __all__ = ["LIMITS", "RULES", "Rule", "check_config", "problem_with"]
 
@@ -24,7 +25,28 @@ _FROM_0 = Interval(0)
 _ABOVE_0 = Interval(0, open_low=True)
 _COUNT = Interval(1, whole=True)
 _COUNT_OR_0 = Interval(0, whole=True)
-_CHANNELS = _COUNT
+# Where a slip of the finger would cost the machine's memory, there are generous bounds: beyond these no layer, batch or
+# computer is.
+_CHANNELS = Interval(1, 2**16, whole=True)
+_LAYERS = Interval(0, 1000, whole=True)
+_CLASSES = Interval(1, 10**6, whole=True)
+_BINS = Interval(1, 1024, whole=True)
+_PIXELS = Interval(1, 2**16, whole=True)
+_PIXELS_OR_0 = Interval(0, 2**16, whole=True)
+_SAMPLES = Interval(1, 2**24, whole=True)
+# There is room for so many in every image, whether they are found or not.
+_KEPT = Interval(1, 10**6, whole=True)
+_IMAGES = Interval(1, 2**20, whole=True)
+_PROCESSES = Interval(0, 2**20, whole=True)
+# Each is a process of a few hundred megabytes.
+_WORKERS = Interval(0, 1024, whole=True)
+# Thirty years at a thousand a second.
+_ITERATIONS = Interval(0, 10**12, whole=True)
+_WHOLE = Interval(whole=True)
+_FLAG = OneOf((True, False))
+# Of something that is registered; the registry knows which there are, and whether there may be none.
+_NAME = Text(r"(?s).*", "a name, as text")
+_NORM = Optional(_NAME, "no normalisation")
 _NAMES = Each(Text())
 _FEATURES = Each(Text(words="the name of a feature map"))
 _THRESHOLDS = Each(_OVERLAP, at_least=1, rising=True)
@@ -32,6 +54,17 @@ _LABELS = Each(OneOf((-1, 0, 1)), at_least=2)
 _BOX_LOSS = OneOf(("smooth_l1", "giou", "diou", "ciou"))
 # Of boxes with 4 numbers, or of rotated ones with 5.
 _BOX_WEIGHTS = Each(_ABOVE_0, counts=(4, 5))
+# What detlab.utils.image reads for a model: formats of Pillow and two of its own.
+_CHANNELS_OF = {
+    name: count
+    for count, names in {
+        3: ("BGR", "RGB", "YUV-BT.601", "YCbCr", "HSV", "LAB"),
+        1: ("L", "I;16", "I", "F"),
+        2: ("LA",),
+        4: ("RGBA", "RGBX", "CMYK"),
+    }.items()
+    for name in names
+}
 _DEVICE = Text(
     r"(cpu|cuda|mps|xpu|hpu|mtia|npu|xla|meta|privateuseone)(:\d+)?",
     "'cuda', 'cuda:1' (the second GPU), 'cpu', 'mps' or another device type that torch knows",
@@ -41,6 +74,7 @@ _DEVICE = Text(
 def _anchors() -> dict[str, Limit]:
     section = "MODEL.ANCHOR_GENERATOR"
     return {
+        f"{section}.NAME": _NAME,
         f"{section}.SIZES": PerLevel(_ABOVE_0),
         f"{section}.ASPECT_RATIOS": PerLevel(_ABOVE_0),
         f"{section}.ANGLES": PerLevel(Interval()),
@@ -51,17 +85,23 @@ def _anchors() -> dict[str, Limit]:
 def _backbone() -> dict[str, Limit]:
     section = "MODEL.RESNETS"
     return {
+        "MODEL.BACKBONE.NAME": _NAME,
+        "MODEL.BACKBONE.FREEZE_AT": _WHOLE,
         f"{section}.DEPTH": _COUNT,
         f"{section}.OUT_FEATURES": _FEATURES,
-        f"{section}.NUM_GROUPS": _COUNT,
+        f"{section}.NUM_GROUPS": _CHANNELS,
         f"{section}.WIDTH_PER_GROUP": _CHANNELS,
-        f"{section}.RES5_DILATION": _COUNT,
+        f"{section}.NORM": _NORM,
+        f"{section}.STRIDE_IN_1X1": _FLAG,
+        f"{section}.RES5_DILATION": _CHANNELS,
         f"{section}.RES2_OUT_CHANNELS": _CHANNELS,
         f"{section}.STEM_OUT_CHANNELS": _CHANNELS,
         f"{section}.DEFORM_ON_PER_STAGE": Each(OneOf((True, False)), counts=(4,)),
-        f"{section}.DEFORM_NUM_GROUPS": _COUNT,
+        f"{section}.DEFORM_MODULATED": _FLAG,
+        f"{section}.DEFORM_NUM_GROUPS": _CHANNELS,
         "MODEL.FPN.IN_FEATURES": _FEATURES,
         "MODEL.FPN.OUT_CHANNELS": _CHANNELS,
+        "MODEL.FPN.NORM": _NORM,
         "MODEL.FPN.FUSE_TYPE": OneOf(("sum", "avg")),
     }
 
@@ -69,11 +109,15 @@ def _backbone() -> dict[str, Limit]:
 def _rpn() -> dict[str, Limit]:
     section = "MODEL.RPN"
     return {
+        "MODEL.PROPOSAL_GENERATOR.NAME": _NAME,
+        "MODEL.PROPOSAL_GENERATOR.MIN_SIZE": _FROM_0,
+        f"{section}.HEAD_NAME": _NAME,
         f"{section}.IN_FEATURES": _FEATURES,
-        f"{section}.CONV_DIMS": Each(Interval(1, whole=True, also=-1, meaning="as many as come in"), at_least=1),
+        f"{section}.CONV_DIMS": Each(Interval(1, 2**16, whole=True, also=-1, meaning="as many as come in"), at_least=1),
+        f"{section}.BOUNDARY_THRESH": Interval(high=2**31, whole=True),
         f"{section}.IOU_THRESHOLDS": _THRESHOLDS,
         f"{section}.IOU_LABELS": _LABELS,
-        f"{section}.BATCH_SIZE_PER_IMAGE": _COUNT,
+        f"{section}.BATCH_SIZE_PER_IMAGE": _SAMPLES,
         f"{section}.POSITIVE_FRACTION": _SHARE,
         f"{section}.BBOX_REG_LOSS_TYPE": _BOX_LOSS,
         f"{section}.BBOX_REG_LOSS_WEIGHT": _FROM_0,
@@ -82,8 +126,8 @@ def _rpn() -> dict[str, Limit]:
         f"{section}.LOSS_WEIGHT": _FROM_0,
         f"{section}.PRE_NMS_TOPK_TRAIN": _COUNT,
         f"{section}.PRE_NMS_TOPK_TEST": _COUNT,
-        f"{section}.POST_NMS_TOPK_TRAIN": _COUNT,
-        f"{section}.POST_NMS_TOPK_TEST": _COUNT,
+        f"{section}.POST_NMS_TOPK_TRAIN": _KEPT,
+        f"{section}.POST_NMS_TOPK_TEST": _KEPT,
         f"{section}.NMS_THRESH": _SHARE,
     }
 
@@ -91,11 +135,13 @@ def _rpn() -> dict[str, Limit]:
 def _roi_heads() -> dict[str, Limit]:
     section = "MODEL.ROI_HEADS"
     return {
-        f"{section}.NUM_CLASSES": _COUNT,
+        f"{section}.NAME": _NAME,
+        f"{section}.PROPOSAL_APPEND_GT": _FLAG,
+        f"{section}.NUM_CLASSES": _CLASSES,
         f"{section}.IN_FEATURES": _FEATURES,
         f"{section}.IOU_THRESHOLDS": _THRESHOLDS,
         f"{section}.IOU_LABELS": _LABELS,
-        f"{section}.BATCH_SIZE_PER_IMAGE": _COUNT,
+        f"{section}.BATCH_SIZE_PER_IMAGE": _SAMPLES,
         f"{section}.POSITIVE_FRACTION": _SHARE,
         f"{section}.SCORE_THRESH_TEST": _SCORE,
         f"{section}.NMS_THRESH_TEST": _SHARE,
@@ -106,30 +152,49 @@ def _roi_heads() -> dict[str, Limit]:
 
 def _box_head() -> dict[str, Limit]:
     section = "MODEL.ROI_BOX_HEAD"
+    flags = ("CLS_AGNOSTIC_BBOX_REG", "TRAIN_ON_PRED_BOXES", "USE_SIGMOID_CE", "USE_FED_LOSS")
     return {
-        f"{section}.NUM_CONV": _COUNT_OR_0,
+        f"{section}.NAME": _NAME,
+        f"{section}.NUM_CONV": _LAYERS,
         f"{section}.CONV_DIM": _CHANNELS,
-        f"{section}.NUM_FC": _COUNT_OR_0,
+        f"{section}.NUM_FC": _LAYERS,
         f"{section}.FC_DIM": _CHANNELS,
-        f"{section}.POOLER_RESOLUTION": _COUNT,
+        f"{section}.NORM": _NORM,
+        **_pooler(section),
+        **{f"{section}.{flag}": _FLAG for flag in flags},
         f"{section}.BBOX_REG_LOSS_TYPE": _BOX_LOSS,
         f"{section}.BBOX_REG_LOSS_WEIGHT": _FROM_0,
         f"{section}.BBOX_REG_WEIGHTS": _BOX_WEIGHTS,
         f"{section}.SMOOTH_L1_BETA": _FROM_0,
-        f"{section}.FED_LOSS_NUM_CLASSES": _COUNT,
+        f"{section}.FED_LOSS_NUM_CLASSES": _CLASSES,
         f"{section}.FED_LOSS_FREQ_WEIGHT_POWER": Interval(),
+    }
+
+
+def _pooler(section: str) -> dict[str, Limit]:
+    return {
+        f"{section}.POOLER_RESOLUTION": _BINS,
+        f"{section}.POOLER_SAMPLING_RATIO": Interval(0, 1024, whole=True),
+        f"{section}.POOLER_TYPE": _NAME,
     }
 
 
 def _mask_and_keypoint_heads() -> dict[str, Limit]:
     mask, keypoint = "MODEL.ROI_MASK_HEAD", "MODEL.ROI_KEYPOINT_HEAD"
     return {
-        f"{mask}.NUM_CONV": _COUNT_OR_0,
+        "MODEL.MASK_ON": _FLAG,
+        f"{mask}.NAME": _NAME,
+        f"{mask}.NUM_CONV": _LAYERS,
         f"{mask}.CONV_DIM": _CHANNELS,
-        f"{mask}.POOLER_RESOLUTION": _COUNT,
-        f"{keypoint}.NUM_KEYPOINTS": _COUNT,
+        f"{mask}.NORM": _NORM,
+        f"{mask}.CLS_AGNOSTIC_MASK": _FLAG,
+        **_pooler(mask),
+        "MODEL.KEYPOINT_ON": _FLAG,
+        f"{keypoint}.NAME": _NAME,
+        f"{keypoint}.NUM_KEYPOINTS": _CHANNELS,
         f"{keypoint}.CONV_DIMS": Each(_CHANNELS, at_least=1),
-        f"{keypoint}.POOLER_RESOLUTION": _COUNT,
+        **_pooler(keypoint),
+        f"{keypoint}.NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS": _FLAG,
         f"{keypoint}.MIN_KEYPOINTS_PER_IMAGE": _COUNT_OR_0,
         f"{keypoint}.LOSS_WEIGHT": _FROM_0,
     }
@@ -138,9 +203,10 @@ def _mask_and_keypoint_heads() -> dict[str, Limit]:
 def _dense_heads() -> dict[str, Limit]:
     retina, semantic, panoptic = "MODEL.RETINANET", "MODEL.SEM_SEG_HEAD", "MODEL.PANOPTIC_FPN"
     return {
-        f"{retina}.NUM_CLASSES": _COUNT,
+        f"{retina}.NUM_CLASSES": _CLASSES,
         f"{retina}.IN_FEATURES": _FEATURES,
-        f"{retina}.NUM_CONVS": _COUNT_OR_0,
+        f"{retina}.NUM_CONVS": _LAYERS,
+        f"{retina}.NORM": _NORM,
         f"{retina}.PRIOR_PROB": Interval(0, 1, open_low=True, open_high=True),
         f"{retina}.IOU_THRESHOLDS": _THRESHOLDS,
         f"{retina}.IOU_LABELS": _LABELS,
@@ -150,14 +216,18 @@ def _dense_heads() -> dict[str, Limit]:
         f"{retina}.BBOX_REG_WEIGHTS": _BOX_WEIGHTS,
         f"{retina}.SMOOTH_L1_LOSS_BETA": _FROM_0,
         f"{retina}.SCORE_THRESH_TEST": _SCORE,
-        f"{retina}.TOPK_CANDIDATES_TEST": _COUNT,
+        f"{retina}.TOPK_CANDIDATES_TEST": _KEPT,
         f"{retina}.NMS_THRESH_TEST": _SHARE,
+        f"{semantic}.NAME": _NAME,
         f"{semantic}.IN_FEATURES": _FEATURES,
-        f"{semantic}.NUM_CLASSES": _COUNT,
+        f"{semantic}.IGNORE_VALUE": _WHOLE,
+        f"{semantic}.NUM_CLASSES": _CLASSES,
         f"{semantic}.CONVS_DIM": _CHANNELS,
-        f"{semantic}.COMMON_STRIDE": _COUNT,
+        f"{semantic}.NORM": _NORM,
+        f"{semantic}.COMMON_STRIDE": _PIXELS,
         f"{semantic}.LOSS_WEIGHT": _FROM_0,
         f"{panoptic}.INSTANCE_LOSS_WEIGHT": _FROM_0,
+        f"{panoptic}.COMBINE.ENABLED": _FLAG,
         f"{panoptic}.COMBINE.OVERLAP_THRESH": _SHARE,
         f"{panoptic}.COMBINE.STUFF_AREA_LIMIT": _FROM_0,
         f"{panoptic}.COMBINE.INSTANCES_CONFIDENCE_THRESH": _SCORE,
@@ -166,14 +236,15 @@ def _dense_heads() -> dict[str, Limit]:
 
 def _data() -> dict[str, Limit]:
     return {
-        "INPUT.FORMAT": Text(),
+        "INPUT.FORMAT": OneOf(tuple(_CHANNELS_OF)),
         "INPUT.MASK_FORMAT": OneOf(("polygon", "bitmask")),
-        "INPUT.MIN_SIZE_TRAIN": Each(Interval(0, whole=True), at_least=1),
+        "INPUT.MIN_SIZE_TRAIN": Each(_PIXELS_OR_0, at_least=1),
         "INPUT.MIN_SIZE_TRAIN_SAMPLING": OneOf(("choice", "range")),
-        "INPUT.MIN_SIZE_TEST": _COUNT_OR_0,
+        "INPUT.MIN_SIZE_TEST": _PIXELS_OR_0,
         "INPUT.MAX_SIZE_TRAIN": _COUNT,
         "INPUT.MAX_SIZE_TEST": _COUNT,
         "INPUT.RANDOM_FLIP": OneOf(("horizontal", "vertical", "none")),
+        "INPUT.CROP.ENABLED": _FLAG,
         "INPUT.CROP.TYPE": OneOf(("relative", "relative_range", "absolute", "absolute_range")),
         "INPUT.CROP.SIZE": Each(_ABOVE_0, counts=(2,)),
         "DATASETS.TRAIN": _NAMES,
@@ -182,39 +253,76 @@ def _data() -> dict[str, Limit]:
         "DATASETS.PROPOSAL_FILES_TEST": _NAMES,
         "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN": _COUNT,
         "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST": _COUNT,
-        "DATALOADER.NUM_WORKERS": _COUNT_OR_0,
+        "DATALOADER.NUM_WORKERS": _WORKERS,
+        "DATALOADER.ASPECT_RATIO_GROUPING": _FLAG,
+        "DATALOADER.SAMPLER_TRAIN": _NAME,
         "DATALOADER.REPEAT_THRESHOLD": _FROM_0,
+        "DATALOADER.REPEAT_SQRT": _FLAG,
+        "DATALOADER.RANDOM_SUBSET_RATIO": Interval(0, 1, open_low=True, noun="a share"),
+        "DATALOADER.FILTER_EMPTY_ANNOTATIONS": _FLAG,
     }
 
 
 def _solver() -> dict[str, Limit]:
     limits: dict[str, Limit] = {
-        "MAX_ITER": _COUNT_OR_0,
-        "IMS_PER_BATCH": _COUNT,
-        "REFERENCE_WORLD_SIZE": _COUNT_OR_0,
+        "OPTIMIZER": _NAME,
+        "MAX_ITER": _ITERATIONS,
+        "IMS_PER_BATCH": _IMAGES,
+        "REFERENCE_WORLD_SIZE": _PROCESSES,
         "BASE_LR": _FROM_0,
         "BASE_LR_END": _FROM_0,
+        "LR_SCHEDULER_NAME": _NAME,
         "STEPS": Each(_COUNT_OR_0),
         "GAMMA": _FROM_0,
-        "NUM_DECAYS": _COUNT_OR_0,
+        # Each is an entry of the schedule.
+        "NUM_DECAYS": Interval(0, 10_000, whole=True),
         "WARMUP_FACTOR": _FROM_0,
         "WARMUP_ITERS": _COUNT_OR_0,
+        "RESCALE_INTERVAL": _FLAG,
         "WARMUP_METHOD": OneOf(("linear", "constant")),
         "MOMENTUM": _SHARE,
+        "NESTEROV": _FLAG,
         "WEIGHT_DECAY": _FROM_0,
         "WEIGHT_DECAY_NORM": Optional(_FROM_0, "as WEIGHT_DECAY"),
         "WEIGHT_DECAY_BIAS": Optional(_FROM_0, "as WEIGHT_DECAY"),
         "BIAS_LR_FACTOR": Optional(_FROM_0, "1"),
+        "CLIP_GRADIENTS.ENABLED": _FLAG,
         "CLIP_GRADIENTS.CLIP_TYPE": OneOf(("value", "norm", "full_model")),
         "CLIP_GRADIENTS.CLIP_VALUE": _ABOVE_0,
         "CLIP_GRADIENTS.NORM_TYPE": Interval(0, open_low=True, infinite=True),
+        "AMP.ENABLED": _FLAG,
         "AMP.PRECISION": OneOf(("", "float16", "bfloat16")),
         "CHECKPOINT_PERIOD": _COUNT,
     }
     return {f"SOLVER.{key}": limit for key, limit in limits.items()}
 
 
+def _test() -> dict[str, Limit]:
+    limits: dict[str, Limit] = {
+        # As is "never" as a negative number.
+        "EVAL_PERIOD": _WHOLE,
+        "EXPECTED_RESULTS": Each(Anything("a row such as ['bbox', 'AP', 38.5, 0.2]")),
+        "DETECTIONS_PER_IMAGE": Interval(1, 10**6, whole=True, also=-1, meaning="all"),
+        "KEYPOINT_OKS_SIGMAS": Each(_ABOVE_0),
+        "AUG.ENABLED": _FLAG,
+        "AUG.MIN_SIZES": Each(_PIXELS, at_least=1),
+        "AUG.MAX_SIZE": _COUNT,
+        "AUG.FLIP": _FLAG,
+        "PRECISE_BN.ENABLED": _FLAG,
+        "PRECISE_BN.NUM_ITER": _COUNT,
+    }
+    return {f"TEST.{key}": limit for key, limit in limits.items()}
+
+
 LIMITS: dict[str, Limit] = {
+    "VERSION": _WHOLE,
+    "SEED": _WHOLE,
+    "VIS_PERIOD": _WHOLE,
+    "CUDNN_BENCHMARK": _FLAG,
+    "GLOBAL.HACK": Anything("anything"),
+    "MODEL.META_ARCHITECTURE": _NAME,
+    "MODEL.WEIGHTS": Optional(Text(r"(?s).*", "a path or an address, as text"), "random weights"),
+    "MODEL.LOAD_PROPOSALS": _FLAG,
     "OUTPUT_DIR": Text(words="a directory ('.' for the current one)"),
     "FLOAT32_PRECISION": OneOf(("", "highest", "high", "medium")),
     "MODEL.DEVICE": _DEVICE,
@@ -229,11 +337,7 @@ LIMITS: dict[str, Limit] = {
     **_dense_heads(),
     **_data(),
     **_solver(),
-    "TEST.DETECTIONS_PER_IMAGE": Interval(1, whole=True, also=-1, meaning="all"),
-    "TEST.KEYPOINT_OKS_SIGMAS": Each(_ABOVE_0),
-    "TEST.AUG.MIN_SIZES": Each(_COUNT, at_least=1),
-    "TEST.AUG.MAX_SIZE": _COUNT,
-    "TEST.PRECISE_BN.NUM_ITER": _COUNT,
+    **_test(),
 }
 """What a key may hold, by its dotted name."""
 
@@ -243,7 +347,14 @@ def problem_with(dotted_key: str, value: Any) -> str:
     limit = LIMITS.get(dotted_key)
     if limit is None or limit.accepts(value):
         return ""
-    return f"{dotted_key} must be {limit.describe()}, got {value!r}"
+    reason = "" if _are_held(value) else "; a computer's numbers end at 2**63 for whole ones, at 1.8e308 for others"
+    return f"{dotted_key} must be {limit.describe()}, got {shown(value)}{reason}"
+
+
+def _are_held(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_are_held, value))
+    return not isinstance(value, (int, float)) or value != value or is_held(value, whole=isinstance(value, int))
 
 
 # ------------------------------------------------------------------------------------------- keys that go together
@@ -308,16 +419,13 @@ def _crop_fits_its_type(enabled: bool, kind: str, size: Sequence[float]) -> str:
     return "" if fits else f"INPUT.CROP.SIZE for INPUT.CROP.TYPE {kind!r} must be two {words}; got {list(size)}"
 
 
-# Formats of Pillow and of detlab.utils.image; a mapper of one's own may know others.
-_CHANNELS_OF = {"BGR": 3, "RGB": 3, "YUV-BT.601": 3, "YCbCr": 3, "HSV": 3, "LAB": 3, "L": 1, "RGBA": 4, "CMYK": 4}
-
-
 def _pixel_statistics_fit(format: str, mean: Sequence[float], std: Sequence[float]) -> str:
     if len(mean) != len(std):
         return (
             "MODEL.PIXEL_MEAN and MODEL.PIXEL_STD must have one number a channel each; "
             f"got {list(mean)} and {list(std)}"
         )
+    # A format that code of the user's has added to the limit is one of a mapper of its own.
     channels = _CHANNELS_OF.get(format, len(mean))
     # Several images stacked by a mapper of one's own have more; a single grey channel would be copied unnoticed.
     if len(mean) == channels or (channels > 1 and len(mean) > channels):
@@ -351,6 +459,15 @@ def _federated_loss_fits(federated: bool, sigmoid: bool) -> str:
     return "MODEL.ROI_BOX_HEAD.USE_FED_LOSS works on sigmoids: set MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE True as well"
 
 
+def _device_computes(device: str) -> str:
+    if device.partition(":")[0] != "meta":
+        return ""
+    return (
+        f"MODEL.DEVICE {device!r} knows shapes but computes nothing; it must be one such as 'cuda' or 'cpu' (a model "
+        "that is only looked at can be built under torch.device('meta'))"
+    )
+
+
 def _there_is_something_to_train(max_iter: int) -> str:
     if max_iter > 0:
         return ""
@@ -358,6 +475,7 @@ def _there_is_something_to_train(max_iter: int) -> str:
 
 
 RULES: tuple[Rule, ...] = (
+    Rule(("MODEL.DEVICE",), "a device that computes", _device_computes),
     _labels_fit("MODEL.RPN"),
     _labels_fit("MODEL.ROI_HEADS"),
     _labels_fit("MODEL.RETINANET"),

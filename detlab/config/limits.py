@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol
 
-__all__ = ["Each", "Interval", "Limit", "OneOf", "Optional", "PerLevel", "Text"]
+__all__ = ["Anything", "Each", "Interval", "Limit", "OneOf", "Optional", "PerLevel", "Text"]
+
+# Counters, seeds and sizes of torch and numpy have 64 bits.
+LARGEST_WHOLE = 2**63 - 1
 
 
 class Limit(Protocol):
@@ -26,8 +29,29 @@ class Limit(Protocol):
 
 
 @dataclass(frozen=True)
+class Anything:
+    """What is judged elsewhere.
+
+    Args:
+        words: what it is.
+    """
+
+    words: str
+
+    def accepts(self, value: Any) -> bool:
+        """True."""
+        return True
+
+    def describe(self) -> str:
+        """The words."""
+        return self.words
+
+
+@dataclass(frozen=True)
 class Interval:
     """Numbers between two bounds, which belong to it unless they are open.
+
+    Numbers that a computer's do not hold, whole ones beyond 64 bits and others beyond a float, never belong to it.
 
     Args:
         low: None for no bound.
@@ -57,7 +81,7 @@ class Interval:
             return False
         if self.also is not None and value == self.also:
             return True
-        if not (math.isfinite(value) or (self.infinite and math.isinf(value))):
+        if not (is_held(value, self.whole) or (self.infinite and value == math.inf)):
             return False
         above = self.low is None or (value > self.low if self.open_low else value >= self.low)
         return above and (self.high is None or (value < self.high if self.open_high else value <= self.high))
@@ -81,6 +105,16 @@ class Interval:
         if self.high is not None:
             return f" below {self.high}" if self.open_high else f" up to {self.high}"
         return ""
+
+
+def is_held(value: float, whole: bool) -> bool:
+    """Whether a number is finite, and a whole one of 64 bits, or any a float."""
+    if whole:
+        return -LARGEST_WHOLE <= value <= LARGEST_WHOLE
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -104,11 +105,19 @@ def check_pairs(cfg_list: Sequence[Any]) -> None:
     Raises:
         ValueError: a key is none, or the last one has no value.
     """
+    if len(cfg_list) % 2:
+        raise ValueError(f"the config key {_without_value(cfg_list)!r} has no value; overrides are KEY VALUE pairs")
     for key in cfg_list[0::2]:
         if not isinstance(key, str) or key.startswith("-") or "=" in key:
             raise ValueError(f"expected a key such as SOLVER.BASE_LR, got {key!r}; overrides are KEY VALUE pairs")
-    if len(cfg_list) % 2:
-        raise ValueError(f"the config key {cfg_list[-1]!r} has no value; overrides are KEY VALUE pairs")
+
+
+def _without_value(cfg_list: Sequence[Any]) -> Any:
+    """The key that another key follows; the last one where there is none."""
+    for key, value in zip(cfg_list[0::2], cfg_list[1::2]):
+        if isinstance(value, str) and re.fullmatch(r"[A-Z]\w*(\.[A-Z]\w*)+", value):
+            return key
+    return cfg_list[-1]
 
 
 def nest(dotted_key: str, value: Any) -> dict[str, Any]:

@@ -13,6 +13,34 @@ class UnknownKeyError(ReadableKeyError):
     """A setting that does not exist."""
 
 
+# What other trainers call it, by the last part of the name in small letters; and what to know about it.
+_COUNTED = "training is counted in iterations of SOLVER.IMS_PER_BATCH images, not in epochs"
+_ELSEWHERE: dict[str, tuple[str, str]] = {
+    **dict.fromkeys(("lr", "lr0", "learning_rate"), ("SOLVER.BASE_LR", "")),
+    "lrf": ("SOLVER.BASE_LR_END", "which is a rate, not a share of the first"),
+    **dict.fromkeys(("epoch", "epochs", "max_epochs", "total_epochs", "num_epochs"), ("SOLVER.MAX_ITER", _COUNTED)),
+    **dict.fromkeys(("max_iters", "max_steps", "total_iters"), ("SOLVER.MAX_ITER", "")),
+    **dict.fromkeys(
+        ("batch", "batch_size", "samples_per_gpu", "imgs_per_gpu"),
+        ("SOLVER.IMS_PER_BATCH", "which counts the images of all processes together"),
+    ),
+    **dict.fromkeys(("workers", "workers_per_gpu", "num_workers"), ("DATALOADER.NUM_WORKERS", "")),
+    **dict.fromkeys(
+        ("imgsz", "img_size", "img_scale", "image_size"), ("INPUT.MIN_SIZE_TRAIN", "with INPUT.MAX_SIZE_TRAIN")
+    ),
+    **dict.fromkeys(("work_dir", "save_dir"), ("OUTPUT_DIR", "")),
+    **dict.fromkeys(("load_from", "pretrained"), ("MODEL.WEIGHTS", "")),
+    "resume_from": ("MODEL.WEIGHTS", "or start with --resume"),
+    **dict.fromkeys(("data", "ann_file", "data_root"), ("DATASETS.TRAIN", "names of registered datasets")),
+    **dict.fromkeys(("conf", "score_thr"), ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "")),
+    **dict.fromkeys(("iou", "iou_threshold"), ("MODEL.ROI_HEADS.NMS_THRESH_TEST", "")),
+    "nc": ("MODEL.ROI_HEADS.NUM_CLASSES", ""),
+    "optimizer": ("SOLVER.OPTIMIZER", ""),
+    "max_det": ("TEST.DETECTIONS_PER_IMAGE", ""),
+    "amp": ("SOLVER.AMP.ENABLED", ""),
+}
+
+
 def nearest_names(asked: str, known: Iterable[str], count: int = 3) -> list[str]:
     """Up to ``count`` known names, most alike first.
 
@@ -28,7 +56,14 @@ def nearest_names(asked: str, known: Iterable[str], count: int = 3) -> list[str]
 
 
 def did_you_mean(asked: str, known: Iterable[str]) -> str:
-    """``"; did you mean 'A' or 'B'?"``, or an empty text where nothing is alike."""
+    """``"; did you mean 'A' or 'B'?"``; of a key of another trainer what it is called here, if that is known.
+
+    An empty text where nothing is alike.
+    """
+    known = list(known)
+    here, remark = _ELSEWHERE.get(asked.rpartition(".")[2].lower(), ("", ""))
+    if here in known:
+        return f"; here it is {here!r}{remark and f', {remark}'}"
     names = [repr(name) for name in nearest_names(asked, known)]
     return f"; did you mean {' or '.join(names)}?" if names else ""
 

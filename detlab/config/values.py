@@ -8,16 +8,34 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import reprlib
 import sys
 from ast import literal_eval
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["assigned_value", "merged_value", "new_value"]
+__all__ = ["assigned_value", "merged_value", "new_value", "shown"]
 
 # Longer texts spell no literal that a setting could hold.
 MAX_LITERAL = 100_000
+
+
+class _Shown(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = self.maxlong = 80
+        self.maxlist = self.maxtuple = self.maxdict = 20
+
+    def repr_int(self, x: int, level: int) -> str:
+        try:
+            return super().repr_int(x, level)
+        except ValueError:  # Python writes no number of thousands of digits
+            return f"a number of {x.bit_length()} bits"
+
+
+shown = _Shown().repr
+"""A value as errors show it: of a long one the beginning and the end."""
 
 
 def merged_value(given: Any, current: Any, full_key: str, origin: str = "") -> Any:
@@ -40,7 +58,7 @@ def merged_value(given: Any, current: Any, full_key: str, origin: str = "") -> A
         if isinstance(current, (list, tuple)) and isinstance(value, (list, tuple)):
             return type(current)(copy.deepcopy(value))
         if type(current) is float and type(value) is int:
-            return float(value)
+            return _as_float(value, full_key, origin)
     raise ValueError(_mismatch(full_key, given, value, current, origin))
 
 
@@ -65,7 +83,7 @@ def assigned_value(given: Any, current: Any, full_key: str) -> Any:
         if isinstance(value, (int, float, str)) and (not current or type(value) is type(current[0])):
             return type(current)([value])
     elif type(current) is float and type(value) is int:
-        return float(value)
+        return _as_float(value, full_key)
     elif (type(current) is int and type(value) is float and value.is_integer()) or (
         type(current) is bool and type(value) is int and value in (0, 1)
     ):
@@ -83,7 +101,7 @@ def new_value(given: Any, full_key: str) -> Any:
     if value is None or isinstance(value, Mapping) or type(value) in (bool, int, float, str, list, tuple):
         return value
     raise ValueError(
-        f"{full_key} cannot hold {given!r} of type {type(given).__name__}; a config holds numbers, text, lists, "
+        f"{full_key} cannot hold {shown(given)} of type {type(given).__name__}; a config holds numbers, text, lists, "
         "tuples, sections and None"
     )
 
@@ -115,30 +133,58 @@ def _read_literal(given: Any, current: Any) -> Any:
         return given
     if isinstance(current, bool) and given.lower() in ("true", "false"):
         return given.lower() == "true"
-    try:
-        value = literal_eval(given)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return given
+    value = _literal(given)
     return given if isinstance(current, str) and not isinstance(value, (str, type(None))) else value
 
 
+def _as_float(value: int, full_key: str, origin: str = "") -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(
+            f"{full_key} is a number of {value.bit_length()} bits{origin}; a float ends at {sys.float_info.max:.2g}"
+        ) from None
+
+
 def _mismatch(full_key: str, given: Any, value: Any, current: Any, origin: str = "") -> str:
-    return f"{full_key} expects {_expectation(current)}, got {reprlib.repr(given)}{origin}{_cure(value, current)}"
+    return f"{full_key} expects {_expectation(current)}, got {shown(given)}{origin}{_cure(value, current)}"
 
 
 def _expectation(current: Any) -> str:
     if isinstance(current, Mapping):
         return f"a section with keys such as {', '.join(list(current)[:3])}"
     kind = type(current).__name__
-    return f"a value of type {kind} such as {current!r}"
+    return f"a value of type {kind} such as {shown(current)}"
 
 
 def _cure(value: Any, current: Any) -> str:
     if isinstance(current, (list, tuple)) and not isinstance(value, Mapping):
-        one = (value,) if isinstance(current, tuple) else [value]
-        return f"; for a single entry write {one!r}"
+        if isinstance(value, str) and re.search(r"[\[\](),]", value):
+            return _cure_of_list(value, current)
+        return f"; for a single entry write {shown(type(current)([value]))}"
     if isinstance(current, bool):
         return "; write True or False"
     if isinstance(current, (int, float)) and isinstance(value, str):
-        return "; write the number without quotes"
+        return "; write the number without quotes" if isinstance(_literal(value), (int, float)) else ""
+    if isinstance(current, int) and isinstance(value, float) and value.is_integer():
+        return f"; write {shown(int(value))}"
+    if isinstance(current, float) and isinstance(value, tuple) and len(value) == 2:
+        return "; the decimal sign is a point"
     return ""
+
+
+def _cure_of_list(text: str, current: list[Any] | tuple[Any, ...]) -> str:
+    """For a text that was to be a list: brackets that do not close, texts without quotes."""
+    if re.search(r"[\[(].*[\[(]", text):
+        return ", which spells no list; close each bracket, and put texts in quotes"
+    entries = [entry.strip().strip("'\"") for entry in text.strip(" []()").split(",")]
+    meant = type(current)(_literal(entry) for entry in entries if entry)
+    return f', which spells no list; write "{shown(meant)}"'
+
+
+def _literal(text: str) -> Any:
+    """What a text spells in Python; the text itself if that is nothing."""
+    try:
+        return literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return text

@@ -57,6 +57,7 @@ Collator = Callable[[list[Any]], Any]
 
 HISTOGRAM_COLUMNS = 3  # pairs of category and count in a row
 LONGEST_NAME = 16
+TRAIN_SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler")
 WHOLE = (int, np.integer)
 
 
@@ -117,8 +118,7 @@ def get_detection_dataset_dicts(
             image is left; the message counts.
     """
     names = [names] if isinstance(names, str) else list(names)
-    if not names:
-        raise ValueError("no dataset is named; set DATASETS.TRAIN and DATASETS.TEST, such as ('coco_2017_train',)")
+    _check_named(names)
     loaded = [DatasetCatalog.get(name) for name in names]
     if any(isinstance(dataset, Dataset) for dataset in loaded):
         return _joined(names, loaded)
@@ -140,6 +140,11 @@ def get_detection_dataset_dicts(
         check_metadata_consistency("thing_classes", names)
         print_instances_class_histogram(chosen, MetadataCatalog.get(names[0]).thing_classes)
     return chosen
+
+
+def _check_named(names: Sequence[str]) -> None:
+    if not names:
+        raise ValueError("no dataset is named; set DATASETS.TRAIN and DATASETS.TEST, such as ('coco_2017_train',)")
 
 
 def _joined(names: list[str], datasets: list[Any]) -> Dataset:
@@ -466,10 +471,29 @@ def _build_sampler(cfg: CfgNode, dataset: Any, seed: int) -> Sampler:
         return RepeatFactorTrainingSampler(factors, seed=seed)
     if name == "RandomSubsetTrainingSampler":
         return RandomSubsetTrainingSampler(len(dataset), cfg.DATALOADER.RANDOM_SUBSET_RATIO, seed_shuffle=seed)
-    raise ValueError(
-        f"DATALOADER.SAMPLER_TRAIN is {name!r}; it can be 'TrainingSampler', 'RepeatFactorTrainingSampler' or "
-        "'RandomSubsetTrainingSampler', and any other sampler can be passed to build_detection_train_loader"
+    raise ValueError(_explain_unknown_sampler(name))
+
+
+def _explain_unknown_sampler(name: str) -> str:
+    *others, last = map(repr, TRAIN_SAMPLERS)
+    return (
+        f"DATALOADER.SAMPLER_TRAIN is {name!r}; it can be {', '.join(others)} or {last}, and any other sampler can be "
+        "passed to build_detection_train_loader"
     )
+
+
+def check_train_loader_settings(cfg: CfgNode) -> None:
+    """Refuses what ``build_detection_train_loader(cfg)`` would refuse whatever the data are, before they are read.
+
+    Raises:
+        KeyError: a name of ``DATASETS.TRAIN`` is not registered.
+        ValueError: ``DATASETS.TRAIN`` is empty, or ``DATALOADER.SAMPLER_TRAIN`` unknown.
+    """
+    _check_named(cfg.DATASETS.TRAIN)
+    for name in cfg.DATASETS.TRAIN:
+        DatasetCatalog[name]
+    if cfg.DATALOADER.SAMPLER_TRAIN not in TRAIN_SAMPLERS:
+        raise ValueError(_explain_unknown_sampler(cfg.DATALOADER.SAMPLER_TRAIN))
 
 
 @configurable(from_config=_train_loader_from_config)

@@ -121,8 +121,13 @@ def endless_batches(data_loader: Iterable[Any], start_iteration: int) -> Iterato
         start_iteration: the number of the first batch, counted over all passes.
 
     Raises:
+        TypeError: it cannot be iterated over.
         ValueError: a pass has no batch.
     """
+    if not isinstance(data_loader, Iterable) and not hasattr(data_loader, "__getitem__"):
+        raise TypeError(
+            f"the data loader must be an iterable of batches, got {data_loader!r}; does build_train_loader return it?"
+        )
     seek = getattr(data_loader, "set_start_iteration", None)
     length = _length_of(data_loader)
     number, pass_number = start_iteration, start_iteration // length if length else 0
@@ -148,6 +153,11 @@ def endless_batches(data_loader: Iterable[Any], start_iteration: int) -> Iterato
             del batch
         if not is_empty:
             pass_number += 1
+        elif isinstance(data_loader, Iterator):
+            raise ValueError(
+                f"the data loader is an iterator, which ended after {number - start_iteration} batches and cannot "
+                f"begin again ({type(data_loader).__name__}); give a list, a DataLoader or another iterable that can"
+            )
         elif seek is None or number == 0:
             raise ValueError("the data loader gives no batch: is the data set smaller than one batch?")
         else:

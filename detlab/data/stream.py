@@ -116,4 +116,12 @@ class StreamDataset(Dataset):
 
     def __getitem__(self, ref: SampleRef) -> Any:
         with random_state_of(ref.seed, ref.position):
-            return self.dataset[ref.entry]
+            try:
+                return self.dataset[ref.entry]
+            except IndexError as error:
+                if 0 <= ref.entry < len(self):
+                    raise
+                raise IndexError(
+                    f"the sampler gives index {ref.entry}, but the data set has {len(self)} entries, numbered from 0; "
+                    "was the sampler made for another one?"
+                ) from error

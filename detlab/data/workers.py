@@ -37,7 +37,8 @@ def worker_options(num_workers: int, **options: Any) -> dict[str, Any]:
         options: take the place of what would be chosen here, such as ``multiprocessing_context="spawn"``.
 
     Raises:
-        ValueError: ``num_workers`` is negative.
+        ValueError: ``num_workers`` is negative, or the path of the folder for temporary files is too long for
+            sockets, and there is no other folder to put them.
     """
     if num_workers < 0:
         raise ValueError(f"num_workers (DATALOADER.NUM_WORKERS) is {num_workers}; it counts processes: 0, 1, 2, ...")
@@ -71,8 +72,13 @@ def raise_open_file_limit() -> None:
 # Each worker would make one of its own and leave it, as workers are ended by a signal. One that is made beforehand by
 # the process that starts them is used by all. It is removed when that process ends; if that is killed, by the workers,
 # which notice; and if all are killed at once, by the next process that starts workers.
+#
+# Systems take short paths only for sockets, of 104 bytes (macOS) or 108 (Linux) with the zero at the end. Where TMPDIR
+# is longer, as in many queues of clusters, the folder is made in one of the usual places.
 
 OWNER_FILE = "detlab-owner"
+LONGEST_FOLDER = 104 - len("/pymp-12345678/listener-12345678\0")
+SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 
 
 @functools.lru_cache(maxsize=1)
@@ -85,9 +91,10 @@ def _folder_of_sockets(own_pid: int) -> str | None:
     if os.name == "nt" or "tempdir" in getattr(multiprocessing.current_process(), "_config", {"tempdir": None}):
         # Pipes have no files there; or it was made before, or by the parent.
         return None
+    place = _place_of_sockets()
     try:
-        _remove_abandoned_folders()
-        folder = multiprocessing.util.get_temp_dir()
+        _remove_abandoned_folders(place)
+        folder = _make_folder_in(place)
         Path(folder, OWNER_FILE).write_text(f"{own_pid} {socket.gethostname()}", encoding="utf-8")
     except OSError:
         # Nowhere to write, or no room: whether workers need it is for them to find out.
@@ -95,9 +102,36 @@ def _folder_of_sockets(own_pid: int) -> str | None:
     return folder
 
 
-def _remove_abandoned_folders() -> None:
+def _place_of_sockets() -> str:
+    """The folder for temporary files, or another one if its path is too long.
+
+    Raises:
+        ValueError: there is no other.
+    """
+    usual = tempfile.gettempdir()
+    for place in (usual, *SHORT_FOLDERS):
+        if len(os.fsencode(place)) <= LONGEST_FOLDER and (place == usual or os.access(place, os.W_OK | os.X_OK)):
+            return place
+    raise ValueError(
+        f"the path of the folder for temporary files, {usual}, has {len(os.fsencode(usual))} bytes: too many for the "
+        f"sockets of data workers, which need {LONGEST_FOLDER} or fewer, and none of {', '.join(SHORT_FOLDERS)} can be "
+        "written to; set TMPDIR to a folder with a shorter path, or DATALOADER.NUM_WORKERS to 0"
+    )
+
+
+def _make_folder_in(place: str) -> str:
+    """Has multiprocessing make its folder, which it also removes."""
+    before = tempfile.tempdir
+    tempfile.tempdir = place
+    try:
+        return multiprocessing.util.get_temp_dir()
+    finally:
+        tempfile.tempdir = before
+
+
+def _remove_abandoned_folders(place: str) -> None:
     """Removes the folders of processes of this package on this machine that were killed together with their workers."""
-    for owner in Path(tempfile.gettempdir()).glob(f"pymp-*/{OWNER_FILE}"):
+    for owner in Path(place).glob(f"pymp-*/{OWNER_FILE}"):
         with contextlib.suppress(OSError, ValueError):
             pid, host = owner.read_text(encoding="utf-8").split(" ", 1)
             if host == socket.gethostname() and not is_running(int(pid)):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +18,17 @@ from tabulate import tabulate
 from detlab.config.config import CfgNode
 from detlab.solver.lr_scheduler import LRMultiplier
 
-__all__ = ["Change", "apply_solver_changes", "changed_settings", "group_settings", "log_changes", "refuse_changes"]
+__all__ = [
+    "Change",
+    "apply_solver_changes",
+    "changed_settings",
+    "changes_results",
+    "group_settings",
+    "log_changes",
+    "naming_changes",
+    "refuse_changes",
+    "set_rates",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +45,10 @@ KEYS_OF_GROUPS: dict[str, tuple[str, ...]] = {
     "SOLVER.WEIGHT_DECAY_BIAS": ("weight_decay",),
     "SOLVER.WEIGHT_DECAY_NORM": ("weight_decay",),
 }
+# Some parameters get a group of their own where these differ from the others'.
+KEYS_THAT_MAKE_GROUPS = frozenset(
+    f"SOLVER.{key}" for key in ("BIAS_LR_FACTOR", "WEIGHT_DECAY", "WEIGHT_DECAY_BIAS", "WEIGHT_DECAY_NORM")
+)
 KEYS_OF_SCHEDULE = frozenset(
     f"SOLVER.{key}"
     for key in (
@@ -50,6 +65,13 @@ KEYS_OF_SCHEDULE = frozenset(
         "WARMUP_ITERS",
         "WARMUP_METHOD",
     )
+)
+
+# What does not bear on an evaluation.
+KEYS_OF_TRAINING = ("SOLVER.", "DATALOADER.")
+KEYS_WITHOUT_RESULTS = frozenset(
+    ("CUDNN_BENCHMARK", "DATASETS.TRAIN", "MODEL.WEIGHTS", "OUTPUT_DIR", "SEED", "TEST.EVAL_PERIOD")
+    + ("TEST.EXPECTED_RESULTS", "VIS_PERIOD")
 )
 
 
@@ -78,6 +100,13 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{key}", value
 
 
+def changes_results(changes: Sequence[Change]) -> bool:
+    """Whether an evaluation of the same weights may give other results than before."""
+    return any(
+        not change.key.startswith(KEYS_OF_TRAINING) and change.key not in KEYS_WITHOUT_RESULTS for change in changes
+    )
+
+
 def refuse_changes(changes: Sequence[Change]) -> None:
     """Refuses a change after which the optimizer's state means nothing.
 
@@ -86,7 +115,35 @@ def refuse_changes(changes: Sequence[Change]) -> None:
     """
     for key, saved, now in changes:
         if key == "SOLVER.OPTIMIZER":
-            raise ValueError(f"{key} is {now!r}, but the state is one of {saved!r}; set it to {saved!r} to go on")
+            raise ValueError(f"{key} is {now!r}, but the state is one of {saved!r}")
+
+
+@contextmanager
+def naming_changes(changes: Sequence[Change]) -> Iterator[None]:
+    """Puts the settings that may be the reason before the words of a state that does not fit.
+
+    Raises:
+        ValueError: the block raised it.
+    """
+    try:
+        yield
+    except ValueError as error:
+        causes = [change for change in changes if _may_change_parameters(change)]
+        if not causes:
+            raise
+        shown = ", ".join(f"{key} {_shortened(saved)} -> {_shortened(now)}" for key, saved, now in causes)
+        raise ValueError(f"since it was saved, {shown}: {error}") from error
+
+
+def _may_change_parameters(change: Change) -> bool:
+    """Whether a setting decides which parameters there are, their shapes or their groups, as far as is known."""
+    if change.key in KEYS_THAT_MAKE_GROUPS:
+        return True
+    is_about_something_else = change.key.startswith((*KEYS_OF_TRAINING, "DATASETS.", "INPUT.", "TEST."))
+    return not is_about_something_else and change.key not in KEYS_WITHOUT_RESULTS | {
+        "FLOAT32_PRECISION",
+        "MODEL.DEVICE",
+    }
 
 
 def group_settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
@@ -121,13 +178,22 @@ def apply_solver_changes(
     if follows and keys & KEYS_OF_SCHEDULE:
         if "initial_lr" in names:
             scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
-        scheduler._last_lr = scheduler.get_lr()
-        for group, rate in zip(optimizer.param_groups, scheduler._last_lr):
-            group["lr"] = rate
+        set_rates(optimizer, scheduler)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, scheduler: LRMultiplier) -> None:
+    """Gives an optimizer the rates that a schedule has at its iteration."""
+    rates = scheduler.get_lr()
+    for group, rate in zip(optimizer.param_groups, rates):
+        group["lr"] = rate
+    scheduler._last_lr = [*rates]
 
 
 def log_changes(changes: Sequence[Change], scheduler: Any, start_iter: int) -> None:
-    """Warns of the settings that differ, each with what counts from now on; says nothing if there are none."""
+    """Warns of the settings that differ, each with what counts from ``start_iter`` on, if the state can be taken.
+
+    Says nothing if there are none.
+    """
     if not changes:
         return
     rows = [
@@ -135,7 +201,7 @@ def log_changes(changes: Sequence[Change], scheduler: Any, start_iter: int) -> N
         for change in changes
     ]
     table = tabulate(rows, headers=["setting", "in the checkpoint", "now", "what counts"], tablefmt="pipe")
-    logger.warning(f"The run goes on with another config than the checkpoint's:\n{table}")
+    logger.warning(f"The run is to go on with another config than the checkpoint's:\n{table}")
 
 
 def _what_counts(change: Change, scheduler: Any, start_iter: int) -> str:

@@ -22,20 +22,25 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from detlab.checkpoint.detection_checkpoint import DetectionCheckpointer
+from detlab.checkpoint.detection_checkpoint import LAST_CHECKPOINT, DetectionCheckpointer
 from detlab.config.config import CfgNode, get_cfg
-from detlab.config.constraints import check_config
+from detlab.config.constraints import LIMITS, check_config
 from detlab.config.lazy import LazyConfig
+from detlab.config.yaml_files import load_yaml
 from detlab.data.build import build_detection_test_loader, build_detection_train_loader
 from detlab.data.catalog import MetadataCatalog
 from detlab.data.transforms.augmentation_impl import ResizeShortestEdge
 from detlab.engine import hooks
+from detlab.engine.command_line import SettingsParser
 from detlab.engine.config_changes import (
     apply_solver_changes,
     changed_settings,
+    changes_results,
     group_settings,
     log_changes,
+    naming_changes,
     refuse_changes,
+    set_rates,
 )
 from detlab.engine.run_lock import hold_output_dir, lock_output_dir, user_of_output_dir
 from detlab.engine.test_plan import (
@@ -45,17 +50,19 @@ from detlab.engine.test_plan import (
     warn_of_weights_that_are_not_finite,
 )
 from detlab.engine.train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
+from detlab.engine.train_plan import check_train_side
 from detlab.evaluation.build import build_evaluator
 from detlab.evaluation.evaluator import DatasetEvaluator, inference_on_dataset
 from detlab.evaluation.testing import print_csv_format, verify_results
 from detlab.modeling.meta_arch.build import build_model
 from detlab.solver.build import build_lr_scheduler, build_optimizer
+from detlab.solver.lr_scheduler import LRMultiplier
 from detlab.utils import comm
 from detlab.utils.collect_env import collect_env_info
 from detlab.utils.devices import device_kind
 from detlab.utils.env import seed_all_rng
 from detlab.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
-from detlab.utils.file_io import PathManager, read_text, write_atomically
+from detlab.utils.file_io import PathManager, check_replaceable, write_atomically
 from detlab.utils.logger import setup_logger
 from detlab.utils.optional import available
 from detlab.utils.user_modules import import_user_modules
@@ -75,6 +82,9 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+CONFIG_FILE = "config.yaml"
+METRICS_FILE = "metrics.json"
 
 # --------------------------------------------------------------------------------------------- start of a program
 
@@ -98,14 +108,15 @@ _EXAMPLES = """examples:
 
 
 def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
-    """The command line of the training tools.
+    """The command line of the training tools: flags and settings, in any order.
 
     Args:
         epilog: shown at the end of the help, in place of examples.
     """
-    parser = argparse.ArgumentParser(
+    parser = SettingsParser(
         epilog=epilog or _EXAMPLES.format(program=os.path.basename(sys.argv[0])),
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        settings_help="settings to change: 'KEY VALUE' pairs, for Python configs 'path.key=value'",
     )
     parser.add_argument("--config-file", default="", metavar="FILE", help="the config to start from")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR, if any")
@@ -127,12 +138,6 @@ def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParse
         "--dist-url",
         default="auto",
         help="where the processes meet, tcp://host:port; 'auto' takes a free port of this machine",
-    )
-    parser.add_argument(
-        "opts",
-        nargs=argparse.REMAINDER,
-        metavar="KEY VALUE",
-        help="settings to change, after all other arguments: 'KEY VALUE' pairs, for Python configs 'path.key=value'",
     )
     return parser
 
@@ -170,7 +175,9 @@ def default_setup(cfg: CfgNode | DictConfig, args: argparse.Namespace) -> None:
     ``config_1.yaml``, ``config_2.yaml`` ...
 
     Args:
-        cfg: a yaml config, or a Python one with a ``train`` section.
+        cfg: a yaml config, or a Python one with a ``train`` section. A relative output directory in it is made
+            absolute when all this is done, even if it is frozen: what comes later writes to the same place, wherever
+            the program goes. The saved config keeps what was given, and so can be used elsewhere.
         args: of the command line; what is missing in it counts as not given.
 
     Raises:
@@ -178,18 +185,21 @@ def default_setup(cfg: CfgNode | DictConfig, args: argparse.Namespace) -> None:
         OutputDirInUseError: another process trains into the output directory. From here on to the end of
             ``DefaultTrainer.train``, or of this process, no other can.
         ValueError: the config has values that its keys may not hold or that contradict each other, wants a GPU and
-            there is none, or names a device that torch does not know.
+            there is none, or names a device that torch does not know; or there are folders in the output directory
+            where files will be written.
     """
     import_user_modules(getattr(args, "imports", []))
+    is_training = not getattr(args, "eval_only", False)
     if isinstance(cfg, CfgNode):
-        check_config(cfg, training=not getattr(args, "eval_only", False))
+        check_config(cfg, training=is_training)
     _check_device(cfg)
     output_dir = _setting(cfg, "OUTPUT_DIR", "train.output_dir", "")
     rank = comm.get_rank()
     if output_dir and comm.is_main_process():
         _make_writable(output_dir)
+        for name in _FILES_OF_TRAINING if is_training else _FILES_OF_EVALUATION:
+            check_replaceable(os.path.join(output_dir, name))
     comm.synchronize()
-    is_training = not getattr(args, "eval_only", False)
     if is_training:
         # Before the files of a run that is going on are written to.
         lock_output_dir(output_dir)
@@ -205,7 +215,23 @@ def default_setup(cfg: CfgNode | DictConfig, args: argparse.Namespace) -> None:
     # Evaluation sees images of many sizes, and timing kernels for each takes longer than it saves.
     if is_training:
         torch.backends.cudnn.benchmark = _setting(cfg, "CUDNN_BENCHMARK", "train.cudnn_benchmark", False)
-    _set_matmul_precision(_setting(cfg, "FLOAT32_PRECISION", "train.float32_precision", ""))
+    _set_matmul_precision(cfg)
+    if output_dir and "://" not in output_dir:
+        _set_output_dir(cfg, os.path.abspath(output_dir))
+
+
+def _set_output_dir(cfg: CfgNode | DictConfig, output_dir: str) -> None:
+    if isinstance(cfg, CfgNode):
+        is_frozen = cfg.is_frozen()
+        cfg.defrost()
+        cfg.OUTPUT_DIR = output_dir
+        if is_frozen:
+            cfg.freeze()
+        return
+    from omegaconf import read_write
+
+    with read_write(cfg.train):
+        cfg.train.output_dir = output_dir
 
 
 def _setting(cfg: CfgNode | DictConfig, yaml_key: str, lazy_key: str, default: Any) -> Any:
@@ -225,6 +251,17 @@ def _check_device(cfg: CfgNode | DictConfig) -> None:
         name, cure = ("train.device", "train.device=cpu")
     if device_kind(device, name) == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"{name} is {device!r} but torch finds no GPU; to run on the CPU, add {cure} to the command")
+
+
+# What is written into the output directory, by the main process.
+_FILES_OF_EVALUATION = (CONFIG_FILE, "log.txt")
+_FILES_OF_TRAINING = (
+    *_FILES_OF_EVALUATION,
+    METRICS_FILE,
+    LAST_CHECKPOINT,
+    hooks.LAST_EVALUATION,
+    "model_final.pth",
+)
 
 
 def _make_writable(output_dir: str) -> None:
@@ -247,7 +284,7 @@ def _log_environment(cfg: CfgNode | DictConfig, args: argparse.Namespace, output
     logger.info(f"Running with full config:\n{text}")
     if not output_dir:
         return
-    path = os.path.join(output_dir, "config.yaml")
+    path = os.path.join(output_dir, CONFIG_FILE)
     if getattr(args, "eval_only", False) and PathManager.isfile(path):
         return
     _save_config(cfg, path)
@@ -264,19 +301,33 @@ def _save_config(cfg: CfgNode | DictConfig, path: str) -> None:
     logger.info(f"Full config saved to {path}")
     if kept is None:
         return
-    if read_text(kept) == read_text(path):
+    earlier = _read_bytes(kept)
+    if earlier == _read_bytes(path):
         PathManager.rm(kept)
+        return
+    try:
+        load_yaml(earlier.decode("utf-8"), path)
+    except ValueError as error:
+        logger.warning(f"The one that was there is damaged ({error}); nothing needs it, and it is kept as {kept}")
     else:
         logger.info(f"The one that was there differs; it is kept as {kept}")
 
 
 def _keep_earlier(path: str) -> str:
-    """Copy a config before it is replaced, so that a run which is killed meanwhile has lost nothing."""
-    text = read_text(path, "config")
+    """Copy a config before it is replaced, so that a run which is killed meanwhile has lost nothing.
+
+    As bytes: nothing is read from it, and one that is damaged is no reason to stop.
+    """
+    content = _read_bytes(path)
     kept = _free_path(os.path.dirname(path))
-    with write_atomically(kept, "w") as file:
-        file.write(text)
+    with write_atomically(kept) as file:
+        file.write(content)
     return kept
+
+
+def _read_bytes(path: str) -> bytes:
+    with PathManager.open(path, "rb") as file:
+        return file.read()
 
 
 def _free_path(output_dir: str) -> str:
@@ -285,13 +336,14 @@ def _free_path(output_dir: str) -> str:
     return next(path for path in paths if not PathManager.isfile(path))
 
 
-def _set_matmul_precision(precision: str) -> None:
-    if not precision:
-        return
-    known = ("highest", "high", "medium")
-    if precision not in known:
-        raise ValueError(f"FLOAT32_PRECISION must be one of {known} or '', got {precision!r}")
-    torch.set_float32_matmul_precision(precision)
+def _set_matmul_precision(cfg: CfgNode | DictConfig) -> None:
+    precision = _setting(cfg, "FLOAT32_PRECISION", "train.float32_precision", "")
+    limit = LIMITS["FLOAT32_PRECISION"]
+    if not limit.accepts(precision):
+        name = "FLOAT32_PRECISION" if isinstance(cfg, CfgNode) else "train.float32_precision"
+        raise ValueError(f"{name} must be {limit.describe()}, got {precision!r}")
+    if precision:
+        torch.set_float32_matmul_precision(precision)
 
 
 def default_writers(output_dir: str, max_iter: int | None = None) -> list[EventWriter]:
@@ -312,7 +364,7 @@ def default_writers(output_dir: str, max_iter: int | None = None) -> list[EventW
     PathManager.mkdirs(output_dir)
     writers: list[EventWriter] = [
         CommonMetricPrinter(max_iter),
-        JSONWriter(os.path.join(output_dir, "metrics.json")),
+        JSONWriter(os.path.join(output_dir, METRICS_FILE)),
     ]
     if available("tensorboard"):
         writers.append(TensorboardXWriter(output_dir))
@@ -379,6 +431,7 @@ class DefaultTrainer(TrainerBase):
         check_config(cfg)
         cfg = self.auto_scale_workers(cfg, comm.get_world_size()).clone()
         cfg.freeze()
+        check_train_side(cfg, type(self), DefaultTrainer)
         self.cfg = cfg
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
@@ -391,6 +444,8 @@ class DefaultTrainer(TrainerBase):
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self._last_eval_results: Mapping[str, Any] | None = None
+        # Of those that the run left before it was resumed.
+        self._results_are_of_config = True
         self.register_hooks(self.build_hooks())
 
     def _build_step(self, model: nn.Module, data_loader: Iterable[Any], optimizer: torch.optim.Optimizer):
@@ -474,7 +529,10 @@ class DefaultTrainer(TrainerBase):
             # Before the evaluation: should that fail, the checkpoint is there.
             hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD) if is_main else None,
             hooks.EvalHook(
-                cfg.TEST.EVAL_PERIOD, lambda: own._test_and_remember(), record_file=self._evaluation_record()
+                cfg.TEST.EVAL_PERIOD,
+                lambda: own._test_and_remember(),
+                record_file=self._evaluation_record(),
+                accept_known=lambda results: own._remember_if_valid(results),
             ),
             *hooks.registered_hooks(hooks.EVALUATION_HOOK_REGISTRY, self),
             # Last, so that what the others have put is written in the same iteration.
@@ -497,12 +555,22 @@ class DefaultTrainer(TrainerBase):
         self._last_eval_results = self.test(self.cfg, self.model)
         return self._last_eval_results
 
+    def _remember_if_valid(self, results: Mapping[str, Any]) -> bool:
+        """Take the results of an evaluation before this run was resumed, if they are those of this config."""
+        if not self._results_are_of_config:
+            return False
+        self._last_eval_results = results if comm.is_main_process() else None
+        return True
+
     def build_writers(self) -> list[EventWriter]:
         """What the metrics are written to; see :func:`default_writers`."""
         return default_writers(self.cfg.OUTPUT_DIR, self.max_iter)
 
     def train(self) -> Mapping[str, Any] | None:  # type: ignore[override]
         """Run all iterations, after a look at what the evaluation will need.
+
+        Called again, it runs from ``start_iter`` to ``max_iter`` once more, with the weights and the optimizer as they
+        are; both may be set before. A schedule whose rates follow from the iteration begins again as well.
 
         Returns:
             On the main process the results of the last evaluation, if there was one.
@@ -523,10 +591,26 @@ class DefaultTrainer(TrainerBase):
             verify_results(self.cfg, self._last_eval_results or {})
         return self._last_eval_results
 
+    def _begin_elsewhere(self, start_iter: int) -> None:
+        self._trainer._begin_elsewhere(start_iter)
+        if isinstance(self.scheduler, LRMultiplier):
+            self.scheduler.last_epoch = start_iter
+            set_rates(self.optimizer, self.scheduler)
+
+    def before_step(self) -> None:
+        """Tell the inner trainer the iteration, also for a ``run_step`` of one's own; then call the hooks."""
+        self._trainer.iter, self._trainer.max_iter = self.iter, self.max_iter
+        super().before_step()
+
     def run_step(self) -> None:
         """A step of the inner :class:`SimpleTrainer` or :class:`AMPTrainer`."""
-        self._trainer.iter, self._trainer.max_iter = self.iter, self.max_iter
         self._trainer.run_step()
+
+    def _write_metrics(
+        self, loss_dict: Mapping[str, torch.Tensor], data_time: float, prefix: str = "", iter: int | None = None
+    ) -> None:
+        """That of the inner trainer, for a ``run_step`` of one's own; see :meth:`SimpleTrainer._write_metrics`."""
+        self._trainer._write_metrics(loss_dict, data_time, prefix, iter)
 
     def after_train(self) -> None:
         """Write the metrics that are left, then call the hooks."""
@@ -549,12 +633,15 @@ class DefaultTrainer(TrainerBase):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take back ``state_dict``; see :meth:`resume_or_load` for what counts if the config has changed."""
         changes = changed_settings(state_dict["config"], self.cfg) if "config" in state_dict else []
+        # First, so that whoever is refused can see why.
+        log_changes(changes, self.scheduler, state_dict["iteration"] + 1)
         refuse_changes(changes)
         built = group_settings(self.optimizer)
+        with naming_changes(changes):
+            self._trainer.load_state_dict(state_dict["_trainer"])
         super().load_state_dict(state_dict)
-        self._trainer.load_state_dict(state_dict["_trainer"])
         apply_solver_changes(changes, built, self.optimizer, self.scheduler)
-        log_changes(changes, self.scheduler, self.iter + 1)
+        self._results_are_of_config = not changes_results(changes)
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -676,11 +763,9 @@ class DefaultTrainer(TrainerBase):
 
 
 def _amp_precision(cfg: CfgNode) -> torch.dtype:
-    known = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+    """Of a config that was checked."""
     name = cfg.SOLVER.AMP.PRECISION or ("bfloat16" if torch.device(cfg.MODEL.DEVICE).type == "cpu" else "float16")
-    if name not in known:
-        raise ValueError(f"SOLVER.AMP.PRECISION must be one of {sorted(known)} or '', got {name!r}")
-    return known[name]
+    return getattr(torch, name)
 
 
 def _check_test_side(cfg: CfgNode, trainer_class: type[DefaultTrainer]) -> None:

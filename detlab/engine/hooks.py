@@ -31,6 +31,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LRScheduler as _TorchScheduler
 
 from detlab.checkpoint.periodic_checkpoint import PeriodicCheckpointer as _SavePeriodically
+from detlab.data.loader import endless_batches
 from detlab.engine.interruption import StoppedBySignal, ends_at_once
 from detlab.engine.train_loop import HookBase
 from detlab.evaluation.testing import flatten_results_dict
@@ -396,7 +397,9 @@ class EvalHook(HookBase):
 
     A checkpoint is written before the evaluation of its iteration, so a run that was killed in an evaluation has lost
     it. With a record file, a resumed run notices and does that evaluation first; its scalars belong to the last
-    iteration before the start, and hooks registered behind this one see them in their ``before_train``.
+    iteration before the start, and hooks registered behind this one see them in their ``before_train``. A run that
+    was finished, evaluation included, and is resumed does not evaluate again: the results noted are put once more, for
+    the other hooks.
 
     Args:
         eval_period: in iterations; 0 evaluates at the end only.
@@ -404,7 +407,9 @@ class EvalHook(HookBase):
             put as ``bbox/AP``), or nothing. It runs on all ranks, and leaves the model in training mode.
         eval_after_train: evaluate when training has ended.
         record_file: json file in which the main process notes the last evaluation that was finished; None: none is
-            made up for.
+            made up for. One that cannot be read counts as none, with a warning.
+        accept_known: called on all ranks with the results noted of the iteration before the start; says whether they
+            stand for an evaluation now. None: they do.
     """
 
     def __init__(
@@ -413,18 +418,22 @@ class EvalHook(HookBase):
         eval_function: Callable[[], Mapping[str, Any] | None],
         eval_after_train: bool = True,
         record_file: str | None = None,
+        accept_known: Callable[[Mapping[str, Any]], bool] | None = None,
     ) -> None:
         self._period = eval_period
         self._function = eval_function
         self._eval_after_train = eval_after_train
         self._record = None if record_file is None else _EvaluationRecord(record_file)
+        self._accept_known = accept_known
         self._evaluated_iter = -1
+        self._known: Mapping[str, Any] | None = None
 
     def before_train(self) -> None:
+        self._evaluated_iter = -1
         if self._record is None:
             return
         last_done = self.trainer.start_iter - 1
-        known = self._record.take(last_done)
+        self._known = known = self._accepted(self._record.take(last_done))
         is_due = self._period > 0 and last_done >= 0 and (last_done + 1) % self._period == 0
         # That of the last iteration comes in after_train anyway.
         if not is_due or last_done + 1 >= self.trainer.max_iter:
@@ -445,8 +454,16 @@ class EvalHook(HookBase):
     def after_train(self) -> None:
         # A hook behind this one may have ended the run in an iteration that was evaluated.
         is_evaluated = self._evaluated_iter == self.trainer.iter - 1 >= self.trainer.start_iter
-        if self._eval_after_train and _has_finished(self.trainer) and not is_evaluated:
+        if not self._eval_after_train or not _has_finished(self.trainer) or is_evaluated:
+            return
+        if self._known is not None and self.trainer.iter == self.trainer.start_iter:
+            logger.info("The run was finished and evaluated before: its results stand. --eval-only evaluates again")
+            self._put(self._known, self.trainer.iter)
+        else:
             self._evaluate(self.trainer.iter - 1, shown_iter=self.trainer.iter)
+
+    def _accepted(self, known: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+        return known if known is None or self._accept_known is None or self._accept_known(known) else None
 
     def _evaluate(self, iteration: int, shown_iter: int | None = None) -> None:
         try:
@@ -455,16 +472,16 @@ class EvalHook(HookBase):
         except StoppedBySignal:
             logger.warning(f"the evaluation after {iteration + 1} iterations was stopped; --resume begins with it")
             raise
-        scalars = _as_scalars(results) if results else {}
-        self._put(scalars, iteration if shown_iter is None else shown_iter)
+        numbers = _as_numbers(results) if results else {}
+        self._put(numbers, iteration if shown_iter is None else shown_iter)
         self._evaluated_iter = iteration
         if self._record is not None:
-            self._record.write(iteration, scalars)
+            self._record.write(iteration, numbers)
         # Evaluation takes the ranks different times; without this the next step's time would show it.
         comm.synchronize()
 
-    def _put(self, scalars: Mapping[str, float], iteration: int) -> None:
-        for name, value in scalars.items():
+    def _put(self, results: Mapping[str, Any], iteration: int) -> None:
+        for name, value in flatten_results_dict(results).items():
             self.trainer.storage.put_scalar(name, value, smoothing_hint=False, cur_iter=iteration)
 
 
@@ -473,40 +490,58 @@ LAST_EVALUATION = "last_evaluation.json"
 
 
 class _EvaluationRecord:
-    """A file with the iteration and the scalars of the last finished evaluation of a run."""
+    """A file with the iteration and the results of the last finished evaluation of a run."""
 
     def __init__(self, path: str) -> None:
         self._path = path
 
-    def take(self, iteration: int) -> dict[str, float] | None:
-        """The scalars if the record is of this iteration; another one is removed. All ranks must call it.
+    def take(self, iteration: int) -> dict[str, Any] | None:
+        """The results if the record is of this iteration; another one is removed. All ranks must call it.
 
         What remained of another course of the run would be believed when this one comes to the same iteration.
         """
-        scalars = None
+        results = None
         if comm.is_main_process() and PathManager.isfile(self._path):
-            record = read_json(self._path, "record of the last evaluation")
-            if record["iteration"] == iteration:
-                scalars = record["results"]
+            noted = self._read()
+            if noted is not None and noted[0] == iteration:
+                results = noted[1]
             else:
                 PathManager.rm(self._path)
-        return comm.broadcast(scalars)
+        return comm.broadcast(results)
 
-    def write(self, iteration: int, scalars: Mapping[str, float]) -> None:
+    def _read(self) -> tuple[int, dict[str, Any]] | None:
+        """Iteration and results; None, with a warning, if the file does not hold them."""
+        try:
+            record = read_json(self._path, "record of the last evaluation")
+            if not isinstance(record, Mapping) or not {"iteration", "results"} <= record.keys():
+                raise ValueError("it has no iteration and results")
+            return record["iteration"], _as_numbers(record["results"])
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            logger.warning(f"{self._path} is damaged and is removed; what it noted is evaluated again ({error})")
+            return None
+
+    def write(self, iteration: int, results: Mapping[str, Any]) -> None:
         if comm.is_main_process():
-            write_json(self._path, {"iteration": iteration, "results": dict(scalars)})
+            write_json(self._path, {"iteration": iteration, "results": results})
 
 
-def _as_scalars(results: Any) -> dict[str, float]:
+def _as_numbers(results: Any, prefix: str = "") -> dict[str, Any]:
+    """Results as plain dicts of floats, nested as they were."""
     if not isinstance(results, Mapping):
         raise TypeError(f"an evaluation should give numbers by name, got {type(results).__name__}: {results!r}")
-    scalars = {}
-    for name, value in flatten_results_dict(results).items():
-        try:
-            scalars[name] = float(value)
-        except (TypeError, ValueError):
-            raise ValueError(f"an evaluation should give numbers, but {name!r} is {value!r}") from None
-    return scalars
+    return {
+        str(name): _as_numbers(value, f"{prefix}{name}/")
+        if isinstance(value, Mapping)
+        else _as_number(value, prefix + str(name))
+        for name, value in results.items()
+    }
+
+
+def _as_number(value: Any, name: str) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"an evaluation should give numbers, but {name!r} is {value!r}") from None
 
 
 class PreciseBN(HookBase):
@@ -519,7 +554,8 @@ class PreciseBN(HookBase):
     Args:
         period: in iterations; 0 updates at the end only.
         model: in training mode; nothing is done if it has no batch normalisation that is being trained.
-        data_loader: batches for the model, not the trainer's own loader: this one would take batches away from it.
+        data_loader: batches for the model, not the trainer's own loader: this one would take batches away from it. A
+            finite one is started again at its end.
         num_iter: batches on each rank.
     """
 
@@ -542,21 +578,13 @@ class PreciseBN(HookBase):
         if not norms:
             return
         logger.info(f"computing the statistics of {len(norms)} batch norms over {self._num_iter} batches")
-        seek = getattr(self._data_loader, "set_start_iteration", None)
-        if seek is not None:
-            seek(self.trainer.iter)
+        can_begin_anywhere = hasattr(self._data_loader, "set_start_iteration")
+        batches = endless_batches(self._data_loader, self.trainer.iter if can_begin_anywhere else 0)
         moments = {norm: _Moments(norm) for norm in norms}
         # A storage of its own: what the model logs here is no part of training.
         with EventStorage(), torch.no_grad(), _observing(moments), _running_statistics_fixed(norms):
-            num_batches = 0
-            for batch in itertools.islice(self._data_loader, self._num_iter):
+            for batch in itertools.islice(batches, self._num_iter):
                 self._model(batch)
-                num_batches += 1
-        if num_batches < self._num_iter:
-            raise ValueError(
-                f"PreciseBN wants {self._num_iter} batches (TEST.PRECISE_BN.NUM_ITER) but its data loader ended after "
-                f"{num_batches}"
-            )
         for norm, norm_moments in moments.items():
             norm_moments.add_other_ranks()
             norm_moments.write_to(norm)

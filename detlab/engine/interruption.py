@@ -29,6 +29,7 @@ __all__ = [
     "own_signal",
     "share_signals",
     "stopping",
+    "unwinding",
     "watching_for_stop",
 ]
 
@@ -78,16 +79,28 @@ class Signals:
     Args:
         on_request: called with the number of the signal and whether it is a second request, one that comes at least
             a second after the first.
+        numbers: of the signals.
+        gives_way: a block within this one, such as a training's, takes the signals while it runs.
     """
 
-    def __init__(self, on_request: Callable[[int, bool], None]) -> None:
+    def __init__(
+        self,
+        on_request: Callable[[int, bool], None],
+        numbers: Iterable[int] = tuple(_USUAL_HANDLERS),
+        gives_way: bool = False,
+    ) -> None:
         self._on_request = on_request
+        self._numbers = tuple(numbers)
+        self.gives_way = gives_way
         self._first_at: float | None = None
-        self._taken: list[int] = []
+        self._taken: dict[int, Any] = {}  # number -> the handler before
+        self._is_put_off = False
+        self._put_off: list[int] = []
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
-            self._taken = [n for n, usual in _USUAL_HANDLERS.items() if signal.getsignal(n) is usual]
+            before = {number: signal.getsignal(number) for number in self._numbers}
+            self._taken = {n: h for n, h in before.items() if h is _USUAL_HANDLERS[n] or _gives_way(h)}
         for number in self._taken:
             signal.signal(number, self._handle)
         _open.append(self)
@@ -95,11 +108,28 @@ class Signals:
 
     def __exit__(self, *exception: object) -> None:
         _open.remove(self)
-        for number in self._taken:
-            signal.signal(number, _USUAL_HANDLERS[number])
-        self._taken = []
+        if threading.current_thread() is threading.main_thread():
+            for number, before in self._taken.items():
+                if signal.getsignal(number) == self._handle:
+                    signal.signal(number, before if _gives_way(before) else _USUAL_HANDLERS[number])
+        self._taken = {}
+        self._first_at = None
+
+    @contextlib.contextmanager
+    def put_off(self) -> Iterator[None]:
+        """In this block a signal is noted only; the function is called at its end."""
+        self._is_put_off = True
+        try:
+            yield
+        finally:
+            self._is_put_off = False
+        while self._put_off:
+            self._handle(self._put_off.pop(0), None)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._is_put_off:
+            self._put_off.append(number)
+            return
         if _is_forking(frame):
             # What Python calls around a fork swallows exceptions, and the number of the child could be lost.
             main_thread = threading.main_thread().ident
@@ -113,14 +143,11 @@ class Signals:
         elif now - self._first_at >= _ONE_REQUEST_SECONDS:
             self._on_request(number, True)
 
-    def leave_to_parent(self) -> None:
-        """In a forked process: what other processes ask for, the parent will see to."""
-        for number in self._taken:
-            signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
-        if signal.SIGTERM in self._taken and hasattr(signal, "sigwaitinfo"):
-            # Handlers are not told who has sent a signal.
-            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-            threading.Thread(target=_end_by_parent, args=(os.getppid(),), daemon=True).start()
+
+def _gives_way(handler: Any) -> bool:
+    """Whether a handler is that of an open block which another may take the signals from."""
+    owner = getattr(handler, "__self__", None)
+    return isinstance(owner, Signals) and owner.gives_way and owner in _open
 
 
 def _end_by_parent(parent: int) -> None:
@@ -154,8 +181,14 @@ _open: list[Signals] = []
 
 
 def _leave_signals_to_parent() -> None:
-    for signals in _open:
-        signals.leave_to_parent()
+    """In a forked process: what other processes ask for, the parent will see to."""
+    taken = {number for signals in _open for number in signals._taken}
+    for number in taken:
+        signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
+    if signal.SIGTERM in taken and hasattr(signal, "sigwaitinfo"):
+        # Handlers are not told who has sent a signal.
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=_end_by_parent, args=(os.getppid(),), daemon=True).start()
 
 
 def _let_workers_end() -> None:
@@ -168,6 +201,19 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_leave_signals_to_parent)
     # Before multiprocessing signals the workers.
     multiprocessing.util.Finalize(None, _let_workers_end, exitpriority=100)
+
+
+def _unwind(number: int, is_repeated: bool) -> None:
+    raise stopping(number)
+
+
+def unwinding() -> Signals:
+    """A block in which SIGTERM raises :class:`StoppedBySignal` where it arrives, outside of trainings.
+
+    Without it the signal would end the process on the spot: no ``finally`` block and no function of ``atexit`` would
+    run, and what they were to remove would stay.
+    """
+    return Signals(_unwind, numbers=[signal.SIGTERM], gives_way=True)
 
 
 class StopRequest:

@@ -7,14 +7,16 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import torch
 import torch.distributed as dist
@@ -32,6 +34,14 @@ DEFAULT_TIMEOUT = timedelta(minutes=30)
 
 # What torchrun tells each process that it starts, and torch needs. LOCAL_WORLD_SIZE can be found out.
 _VARIABLES_OF_TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+_IF_LEFT_OVER = (
+    "as RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT of the environment say; if nobody starts the others, stop this, "
+    "unset them, and start again"
+)
+_HIGHEST_PORT = 65535
+# How many processes may be about to come in where processes meet.
+_BACKLOG = 1024
 
 # For the processes of a run: to finish a step and save when they are asked to stop; and to end when one has failed.
 _SECONDS_TO_STOP = 120.0
@@ -75,7 +85,7 @@ def launch(
         num_machines: machines in the run; ``launch`` has to be called on each.
         machine_rank: the number of this machine, from 0.
         dist_url: where the processes meet: ``tcp://host:port``, with the address of machine 0, or ``file:///path``
-            on a disk that all share. None or ``"auto"`` takes a free port, on one machine.
+            on a disk that all share. None or ``"auto"`` takes a free port, on one machine, and keeps it.
         args: for ``main_func``; have to be picklable.
         timeout: how long a process waits for the others.
         device: ``"cuda"``: one GPU each, talking through NCCL; ``"cpu"``: no GPU, talking through gloo; None takes
@@ -85,22 +95,28 @@ def launch(
         What ``main_func`` gave, if it was called in this process; else None.
 
     Raises:
-        ValueError: the numbers do not go together, or there are fewer GPUs than processes.
+        ValueError: the numbers, here or in the environment, do not go together, or there are fewer GPUs than processes.
         torch.multiprocessing.ProcessRaisedException: a process failed.
         StoppedBySignal: a ``SystemExit`` with the status of the signal that stopped the processes.
     """
     kind = _kind_of(device)
     place = _place_from_torchrun(kind, num_gpus_per_machine)
     if place is not None:
+        _say_whom_it_waits_for(place, f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}", _IF_LEFT_OVER)
         return _run(place, "env://", timeout, main_func, args)
     per_machine = max(num_gpus_per_machine, 1)
     _check_numbers(num_machines, machine_rank)
     if per_machine * num_machines == 1:
         return main_func(*args)
     _check_devices(kind, per_machine)
-    url = _meeting_point(dist_url, num_machines)
     first_rank, world_size = machine_rank * per_machine, per_machine * num_machines
-    _start_and_wait(per_machine, (first_rank, world_size, per_machine, kind, url, timeout, main_func, args))
+    with _meeting_point(dist_url, num_machines) as meeting_point:
+        if num_machines > 1:
+            place = _Place(first_rank, 0, world_size, per_machine, kind)
+            _say_whom_it_waits_for(place, str(meeting_point), "each machine has to be started with this --dist-url")
+        _start_and_wait(
+            per_machine, (first_rank, world_size, per_machine, kind, meeting_point, timeout, main_func, args)
+        )
     return None
 
 
@@ -147,24 +163,46 @@ def _check_devices(kind: str, num_processes: int) -> None:
         )
 
 
-def _meeting_point(dist_url: str | None, num_machines: int) -> str:
-    if dist_url in (None, "", "auto"):
-        if num_machines > 1:
-            raise ValueError(
-                "--dist-url auto works on one machine only; for several, give each the same address of machine 0, "
-                "as in --dist-url tcp://192.168.0.1:29500"
-            )
-        return f"tcp://127.0.0.1:{_free_port()}"
-    assert dist_url is not None
-    if num_machines > 1 and dist_url.startswith("file://"):
-        logger.warning("file:// is not reliable between machines; prefer tcp://host:port")
-    return dist_url
+@contextlib.contextmanager
+def _meeting_point(dist_url: str | None, num_machines: int) -> Iterator[str | socket.socket]:
+    """An address, or for ``"auto"`` a socket that listens at a free port, which nobody can take from it."""
+    if dist_url not in (None, "", "auto"):
+        assert dist_url is not None
+        _check_url(dist_url)
+        if num_machines > 1 and dist_url.startswith("file://"):
+            logger.warning("file:// is not reliable between machines; prefer tcp://host:port")
+        yield dist_url
+        return
+    if num_machines > 1:
+        raise ValueError(
+            "--dist-url auto works on one machine only; for several, give each the same address of machine 0, "
+            "as in --dist-url tcp://192.168.0.1:29500"
+        )
+    with socket.create_server(("127.0.0.1", 0), backlog=_BACKLOG) as listener:
+        yield listener
 
 
-def _free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def _check_url(url: str) -> None:
+    if not url.startswith("tcp://"):
+        return
+    try:
+        parts = urlsplit(url)
+        is_right = bool(parts.hostname) and bool(parts.port)
+    except ValueError:
+        is_right = False
+    if not is_right:
+        raise ValueError(f"--dist-url {url} should be tcp://host:port, with a port from 1 to {_HIGHEST_PORT}")
+
+
+def _say_whom_it_waits_for(place: _Place, where: str, hint: str) -> None:
+    """Before the process waits, perhaps in vain, and before there is a log."""
+    if place.world_size == 1:
+        return
+    message = f"rank {place.rank}: waiting for {place.world_size} processes at {where} ({hint})"
+    if logger.isEnabledFor(logging.INFO) and logger.hasHandlers():
+        logger.info(message)
+    else:
+        print(message, file=sys.stderr, flush=True)
 
 
 def _place_from_torchrun(kind: str, num_gpus: int) -> _Place | None:
@@ -180,8 +218,14 @@ def _place_from_torchrun(kind: str, num_gpus: int) -> _Place | None:
             "Unset the first, or set the others too"
         )
         return None
-    rank, local_rank, world_size = (_number_in_environment(name) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
-    local_size = _number_in_environment("LOCAL_WORLD_SIZE") if os.environ.get("LOCAL_WORLD_SIZE") else None
+    world_size = _number_in_environment("WORLD_SIZE", 1)
+    rank = _number_in_environment("RANK", 0, world_size - 1, "WORLD_SIZE")
+    local_size = None
+    if os.environ.get("LOCAL_WORLD_SIZE"):
+        local_size = _number_in_environment("LOCAL_WORLD_SIZE", 1, world_size, "WORLD_SIZE")
+    limit = "LOCAL_WORLD_SIZE" if local_size else "WORLD_SIZE"
+    local_rank = _number_in_environment("LOCAL_RANK", 0, (local_size or world_size) - 1, limit)
+    _number_in_environment("MASTER_PORT", 1, _HIGHEST_PORT)
     if num_gpus > 1 and num_gpus != (local_size or world_size):
         logger.warning(
             f"--num-gpus {num_gpus} does not count: torchrun has started {local_size or world_size} processes"
@@ -189,11 +233,24 @@ def _place_from_torchrun(kind: str, num_gpus: int) -> _Place | None:
     return _Place(rank, local_rank, world_size, local_size, kind)
 
 
-def _number_in_environment(name: str) -> int:
-    try:
-        return int(os.environ[name])
-    except ValueError:
-        raise ValueError(f"the environment's {name} should be a number, it is {os.environ[name]!r}") from None
+def _number_in_environment(name: str, lowest: int, highest: int | None = None, limit: str = "") -> int:
+    """A variable of the environment.
+
+    Args:
+        name: of the variable.
+        lowest, highest: that make sense.
+        limit: the variable that ``highest`` follows from.
+    """
+    text = os.environ[name]
+    number = int(text) if re.fullmatch(r"\s*[+-]?[0-9]+\s*", text) else None
+    if number is not None and lowest <= number and (highest is None or number <= highest):
+        return number
+    span = f"a number from {lowest} to {highest}" if highest is not None else f"a number from {lowest} on"
+    reason = f" (as {limit} is {os.environ[limit]})" if limit else ""
+    raise ValueError(
+        f"the environment's {name} should be {span}{reason}, it is {text!r}: start the run with torchrun, which sets "
+        f"it, or if it is left over from another program, unset {', '.join(_VARIABLES_OF_TORCHRUN)}"
+    )
 
 
 # ------------------------------------------------------------------------------------------------ started processes
@@ -289,7 +346,7 @@ def _child(
     world_size: int,
     per_machine: int,
     kind: str,
-    url: str,
+    meeting_point: str | socket.socket,
     timeout: timedelta,
     main_func: Callable[..., Any],
     args: Sequence[Any],
@@ -300,7 +357,7 @@ def _child(
         _share_cores(per_machine)
     place = _Place(first_rank + local_rank, local_rank, world_size, per_machine, kind)
     try:
-        _run(place, url, timeout, main_func, args)
+        _run(place, meeting_point, timeout, main_func, args)
     except Exception:
         if not _is_orphan():
             raise
@@ -312,14 +369,21 @@ def _child(
 def _is_orphan() -> bool:
     parent = multiprocessing.parent_process()
     assert parent is not None
-    return os.getppid() != parent.pid
+    # Not by its number: Windows does not tell when the parent has ended.
+    return not parent.is_alive()
 
 
 def _end_with_parent() -> None:
     """Stop this process as a signal does when its parent has gone without a word, and a while later in any case."""
-    while not _is_orphan():
-        time.sleep(1)
-    os.kill(os.getpid(), signal.SIGTERM)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    if os.name == "nt":
+        # There, os.kill would end the process without its handler.
+        signal.raise_signal(signal.SIGTERM)
+    else:
+        # To the process, so that the main thread need not wake up by itself.
+        os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(_SECONDS_TO_STOP)
     os._exit(128 + signal.SIGTERM)
 
@@ -330,22 +394,18 @@ def _share_cores(num_processes: int) -> None:
         torch.set_num_threads(max(torch.get_num_threads() // num_processes, 1))
 
 
-def _run(place: _Place, url: str, timeout: timedelta, main_func: Callable[..., Any], args: Sequence[Any]) -> Any:
+def _run(
+    place: _Place,
+    meeting_point: str | socket.socket,
+    timeout: timedelta,
+    main_func: Callable[..., Any],
+    args: Sequence[Any],
+) -> Any:
     """Join the other processes, call the function, and leave."""
     if place.device == "cuda":
         _check_devices("cuda", place.local_rank + 1)
         torch.cuda.set_device(place.local_rank)
-    try:
-        dist.init_process_group(
-            backend="nccl" if place.device == "cuda" else "gloo",
-            init_method=url,
-            world_size=place.world_size,
-            rank=place.rank,
-            timeout=timeout,
-        )
-    except Exception:
-        logger.error(f"rank {place.rank} of {place.world_size} could not meet the others at {url}")
-        raise
+    _meet(place, meeting_point, timeout)
     comm.create_local_process_group(place.processes_per_machine or _count_on_this_machine())
     comm.synchronize()
     try:
@@ -357,6 +417,41 @@ def _run(place: _Place, url: str, timeout: timedelta, main_func: Callable[..., A
     # Not after a failure: taking a group down can wait for ranks that wait for this one.
     dist.destroy_process_group()
     return result
+
+
+def _meet(place: _Place, meeting_point: str | socket.socket, timeout: timedelta) -> None:
+    """Wait for the other processes, at an address or where a socket listens."""
+    url: str | None = None
+    store: dist.Store | None = None
+    if isinstance(meeting_point, str):
+        url = meeting_point
+    else:
+        store = _store_at(meeting_point, place, timeout)
+    try:
+        dist.init_process_group(
+            backend="nccl" if place.device == "cuda" else "gloo",
+            init_method=url,
+            store=store,
+            world_size=place.world_size,
+            rank=place.rank,
+            timeout=timeout,
+        )
+    except Exception:
+        logger.error(f"rank {place.rank} of {place.world_size} could not meet the others at {url or 'their port'}")
+        raise
+
+
+def _store_at(listener: socket.socket, place: _Place, timeout: timedelta) -> dist.Store:
+    """What the processes exchange their addresses through; rank 0 holds it, behind a socket that it has inherited."""
+    host, port = listener.getsockname()[:2]
+    descriptor = None
+    if place.rank == 0:
+        descriptor = listener.detach()
+    else:
+        listener.close()
+    return dist.TCPStore(
+        host, port, place.world_size, place.rank == 0, timeout, wait_for_workers=False, master_listen_fd=descriptor
+    )
 
 
 def _count_on_this_machine() -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import datetime
+import functools
 import json
 import logging
 import os
@@ -24,8 +25,10 @@ from typing import IO, Any
 
 import portalocker
 
+from detlab.engine.interruption import Signals, unwinding
 from detlab.utils import comm
-from detlab.utils.file_io import is_running, remove_abandoned
+from detlab.utils.file_io import check_replaceable, is_at, is_running, remove_abandoned
+from detlab.utils.folder_watch import reopen_files, unwatch, watch
 
 __all__ = ["OutputDirInUseError", "hold_output_dir", "lock_output_dir", "unlock_output_dir", "user_of_output_dir"]
 
@@ -56,11 +59,16 @@ class _HeldLock:
             with contextlib.suppress(OSError, ValueError):
                 os.utime(self._file.fileno())
 
+    def is_in_place(self) -> bool:
+        """Whether the file is still that which others would find; not if the directory was deleted or moved."""
+        return is_at(self._file, self._path)
+
     def release(self) -> None:
         self._is_over.set()
         # While the lock is still held: whoever takes it then sees that the file is not the present one.
-        with contextlib.suppress(OSError):
-            os.unlink(self._path)
+        if self.is_in_place():
+            with contextlib.suppress(OSError):
+                os.unlink(self._path)
         self._file.close()
 
     def leave_to_parent(self) -> None:
@@ -68,52 +76,68 @@ class _HeldLock:
         self._file.close()
 
 
+# By the real paths of the directories.
 _held: dict[str, _HeldLock] = {}
+_keeping = threading.Lock()
+# SIGTERM must not leave the files of locks behind; a training has its own way to stop.
+_cleaning: Signals | None = None
 
 
 def lock_output_dir(output_dir: str) -> None:
     """Take a directory for training, until :func:`unlock_output_dir` or the end of the process; all ranks must call it.
 
     What an earlier holder that was killed left in it, half-written, is removed. A directory that this process has
-    taken already, and one that is no local path, are left as they are.
+    taken already, under this name or another, and one that is no local path, are left as they are.
+
+    A directory that is deleted or moved while it is held is taken anew before the next file is written to it
+    (:func:`~detlab.utils.folder_watch.before_writing`); a warning says what is lost. If another process has it by then,
+    the writer gets an :class:`OutputDirInUseError` and writes nothing.
+
+    While a directory is held, SIGTERM raises :class:`~detlab.engine.interruption.StoppedBySignal` in the main thread
+    where it would have ended the process with the lock left behind.
 
     Args:
         output_dir: has to exist on the machine of rank 0; empty for none.
 
     Raises:
         OutputDirInUseError: on all ranks, if another process trains into it.
+        ValueError: on all ranks, if the place of the file that is locked is taken, by a folder for instance.
     """
-    problem = ""
+    problem: Exception | None = None
     if comm.is_main_process() and output_dir and "://" not in output_dir:
         try:
-            _lock(os.path.abspath(output_dir))
-        except OutputDirInUseError as error:
-            problem = str(error)
+            _lock(os.path.realpath(output_dir))
+        except (OutputDirInUseError, ValueError) as error:
+            problem = error
     problem = comm.broadcast(problem)
-    if problem:
-        raise OutputDirInUseError(problem)
+    if problem is not None:
+        raise problem
 
 
 def unlock_output_dir(output_dir: str) -> None:
     """Give a directory back, if this process holds it."""
-    lock = _held.pop(os.path.abspath(output_dir), None)
-    if lock is not None:
-        lock.release()
+    folder = os.path.realpath(output_dir)
+    if folder in _held:
+        with _stops_put_off():
+            _forget(folder)
+        if not _held:
+            _leave_sigterm()
 
 
 @contextlib.contextmanager
 def hold_output_dir(output_dir: str) -> Iterator[None]:
     """:func:`lock_output_dir`, given back at the end of the block."""
+    folder = os.path.realpath(output_dir)
     lock_output_dir(output_dir)
     try:
         yield
     finally:
-        unlock_output_dir(output_dir)
+        unlock_output_dir(folder)
 
 
 def user_of_output_dir(output_dir: str) -> str:
     """Who else trains into a directory: a process, its host, when it started, its command; or nobody, ``""``."""
-    folder = os.path.abspath(output_dir)
+    folder = os.path.realpath(output_dir)
     path = os.path.join(folder, FILE_NAME)
     if "://" in output_dir or folder in _held or not os.path.exists(path):
         return ""
@@ -125,12 +149,24 @@ def user_of_output_dir(output_dir: str) -> str:
 
 
 def _lock(folder: str) -> None:
+    held = _held.get(folder)
+    if held is not None and held.is_in_place():
+        return
+    _take_sigterm()
+    try:
+        with _stops_put_off():
+            _held[folder] = _take(folder)
+            watch(folder, functools.partial(_keep, folder))
+            if held is not None:
+                held.release()
+    finally:
+        if not _held:
+            _leave_sigterm()
+
+
+def _take(folder: str) -> _HeldLock:
     path = os.path.join(folder, FILE_NAME)
-    if folder in _held:
-        if os.path.exists(path):
-            return
-        # The directory was deleted; it is taken anew.
-        unlock_output_dir(folder)
+    check_replaceable(path)
     os.makedirs(folder, exist_ok=True)
     file, has_lock = _open_and_try_to_lock(path)
     try:
@@ -143,10 +179,62 @@ def _lock(folder: str) -> None:
         if _read_note(file):
             logger.warning(f"an earlier run in {folder} was killed; this one takes its place")
         remove_abandoned(folder)
-        _held[folder] = _HeldLock(file, path)
+        return _HeldLock(file, path)
     except BaseException:
         file.close()
         raise
+
+
+def _keep(folder: str) -> None:
+    """Make sure, before something is written to a directory, that it is still held."""
+    held = _held.get(folder)
+    if held is None or held.is_in_place():
+        return
+    with _keeping:
+        if held is not _held.get(folder):
+            # By another thread, in the meantime.
+            return
+        try:
+            _lock(folder)
+        except OutputDirInUseError as error:
+            raise OutputDirInUseError(
+                f"this run ends and writes nothing more, because its output directory was deleted or moved away and "
+                f"has another user now: {error}"
+            ) from None
+        names = reopen_files(folder)
+    # Outside, as the log may be written to by other threads, which may write files as well.
+    if names:
+        logger.warning(
+            f"the output directory {folder} was deleted or moved away while this run was writing to it. It is made "
+            f"anew, and this run goes on; what it held is lost here: config.yaml, the checkpoints, and all earlier "
+            f"lines of {', '.join(names)}"
+        )
+    else:
+        logger.warning(f"{FILE_NAME} was removed from {folder} during this run, which has taken the directory again")
+
+
+def _forget(folder: str) -> None:
+    unwatch(folder)
+    _held.pop(folder).release()
+
+
+def _take_sigterm() -> None:
+    global _cleaning
+    if _cleaning is None:
+        _cleaning = unwinding()
+        _cleaning.__enter__()
+
+
+def _leave_sigterm() -> None:
+    global _cleaning
+    if _cleaning is not None:
+        cleaning, _cleaning = _cleaning, None
+        cleaning.__exit__(None, None, None)
+
+
+def _stops_put_off() -> contextlib.AbstractContextManager[None]:
+    """A block that SIGTERM does not interrupt: between the lock and the note that it is held."""
+    return _cleaning.put_off() if _cleaning is not None else contextlib.nullcontext()
 
 
 def _open_and_try_to_lock(path: str) -> tuple[IO[bytes], bool | None]:
@@ -234,14 +322,17 @@ def _seconds_since_change(file: IO[bytes]) -> float:
 
 
 def _leave_locks_to_parent() -> None:
-    for lock in _held.values():
+    global _cleaning
+    _cleaning = None
+    for folder, lock in _held.items():
+        unwatch(folder)
         lock.leave_to_parent()
     _held.clear()
 
 
 def _unlock_all() -> None:
     for folder in list(_held):
-        unlock_output_dir(folder)
+        _forget(folder)
 
 
 atexit.register(_unlock_all)

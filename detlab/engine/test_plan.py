@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,9 +15,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from detlab.config.config import CfgNode
+from detlab.config.nearest import did_you_mean
 from detlab.data.stream import random_state_of
 from detlab.engine.hooks import LAST_EVALUATION
-from detlab.evaluation.testing import expected_results
+from detlab.evaluation.evaluator import known_metric_names
+from detlab.evaluation.testing import ExpectedResult, expected_results
 from detlab.utils import comm
 from detlab.utils.file_io import PathManager
 
@@ -33,7 +36,8 @@ def check_test_side(cfg: CfgNode, trainer_class: Any, is_test_overridden: bool) 
     """Make sure that ``trainer_class.test(cfg, model)`` will find what it needs; all ranks must call it.
 
     Looks at ``TEST.EXPECTED_RESULTS``, and for each of ``DATASETS.TEST`` builds loader and evaluator, by the trainer's
-    own methods, and drops them. No image is read, no worker started, and the state of the random generators stays as
+    own methods, and drops them. Tasks and metrics that are expected must be among those of the evaluator, if it says
+    which they are. No image is read, no worker started, and the state of the random generators stays as
     it is. Single settings are checked by :func:`detlab.config.constraints.check_config`.
 
     Args:
@@ -65,9 +69,27 @@ def _try_out(cfg: CfgNode, trainer_class: Any, name: str, is_test_overridden: bo
     if is_test_overridden:
         return
     try:
-        trainer_class.build_evaluator(cfg, name)
+        known = known_metric_names(trainer_class.build_evaluator(cfg, name))
     except NotImplementedError:
         logger.warning(NO_EVALUATOR.format(trainer_class.__name__, name))
+        known = {}
+    if known is not None:
+        _check_names(expected_results(cfg), known, name)
+
+
+def _check_names(expectations: Sequence[ExpectedResult], known: Mapping[str, Sequence[str]], dataset_name: str) -> None:
+    """Refuses what an evaluation cannot give; metrics of single classes, with a ``-`` in their name, are let pass."""
+    for task, metric, _, _ in expectations:
+        if task not in known:
+            what, names, asked = "tasks", list(known), task
+        elif metric not in known[task] and "-" not in metric:
+            what, names, asked = f"metrics of {task}", list(known[task]), metric
+        else:
+            continue
+        raise ValueError(
+            f"TEST.EXPECTED_RESULTS has {task!r}, {metric!r}, but the {what} on data set {dataset_name!r} are "
+            f"{', '.join(names) or 'none'}{did_you_mean(asked, names)}"
+        )
 
 
 def _check_expectations(cfg: CfgNode, is_test_overridden: bool) -> None:

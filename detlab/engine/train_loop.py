@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import numbers
 import random
 import signal
 import struct
@@ -115,6 +116,7 @@ class TrainerBase:
         self._max_iter: int = 0
         self._earliest_end: int = 0
         self._last_done: int = -1
+        self._is_in_step = False
         self.iter: int = 0
         self.start_iter: int = 0
         self.storage: EventStorage
@@ -132,7 +134,7 @@ class TrainerBase:
 
     @max_iter.setter
     def max_iter(self, value: int) -> None:
-        self._max_iter = max(value, self._earliest_end)
+        self._max_iter = max(_checked_count(value, "max_iter"), self._earliest_end)
 
     @property
     def hooks(self) -> tuple[HookBase, ...]:
@@ -162,14 +164,20 @@ class TrainerBase:
         An exception ends the loop; it is logged with its iteration, the hooks' ``after_train`` still runs, and it is
         raised again.
 
+        It may be called again: weights and hooks go on as they are, with the data of the iterations.
+
         In the main thread, SIGTERM and Ctrl-C end it after a whole step, the same one on all ranks: the hooks'
         ``before_stop`` saves, ``after_train`` runs. A second signal ends it at once. Signals that the program handles
         itself are left to it.
 
         Raises:
+            TypeError: one of the two is no number.
             StoppedBySignal: a ``SystemExit`` with status 143 after SIGTERM, and with 130 after Ctrl-C, when it is a
                 ``KeyboardInterrupt`` as well.
         """
+        _checked_count(start_iter, "start_iter")
+        if self._is_in_step or self._last_done not in (-1, start_iter - 1):
+            self._begin_elsewhere(start_iter)
         logger.info(f"Starting training from iteration {start_iter}")
         self.iter = self.start_iter = self._earliest_end = start_iter
         self._last_done = start_iter - 1
@@ -187,6 +195,10 @@ class TrainerBase:
                 raise
             finally:
                 self.after_train()
+                self._earliest_end = 0
+
+    def _begin_elsewhere(self, start_iter: int) -> None:
+        """Called before a run that does not go on where the last one of this trainer ended, or failed in a step."""
 
     def _end_step(self, stop: interruption.StopRequest) -> None:
         """What follows a step, and the end of training if a signal asks for it."""
@@ -233,7 +245,7 @@ class TrainerBase:
     def before_step(self) -> None:
         """Call the hooks' ``before_step``."""
         self.storage.iter = self.iter
-        self._earliest_end, self._last_done = self.iter + 1, self.iter - 1
+        self._earliest_end, self._last_done, self._is_in_step = self.iter + 1, self.iter - 1, True
         for hook in self._hooks:
             hook.before_step()
 
@@ -244,7 +256,7 @@ class TrainerBase:
 
     def after_step(self) -> None:
         """Call the hooks' ``after_step``."""
-        self._last_done = self.iter
+        self._last_done, self._is_in_step = self.iter, False
         for hook in self._hooks:
             hook.after_step()
 
@@ -271,6 +283,13 @@ class TrainerBase:
                 hooks[key].load_state_dict(state)
             else:
                 logger.warning(f"the checkpoint has a state of the hook {key!r}, which this trainer does not have")
+
+
+def _checked_count(value: Any, name: str) -> Any:
+    """A number of iterations; infinitely many are for a run that a hook ends."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or math.isnan(value):
+        raise TypeError(f"{name} must be a number of iterations, got {value!r}")
+    return value
 
 
 def seed_step(step_seed: int, iteration: int) -> None:
@@ -420,6 +439,11 @@ class SimpleTrainer(TrainerBase):
             self._batches = endless_batches(self.data_loader, self.iter)
         return self._batches
 
+    def _begin_elsewhere(self, start_iter: int) -> None:
+        self._batches = None
+        # Of a step that failed.
+        self._unwritten = []
+
     def reset_data_loader(self, data_loader_builder: Callable[[], Iterable[Any]]) -> None:
         """Replace the data loader; the old one is released before the builder is called."""
         self._batches = None
@@ -457,6 +481,17 @@ class SimpleTrainer(TrainerBase):
             if not all(m.is_finite for m in metrics):
                 raise FloatingPointError(_describe_failure(metrics, record))
             _put_metrics(metrics)
+
+    def _write_metrics(
+        self, loss_dict: Mapping[str, Tensor], data_time: float, prefix: str = "", iter: int | None = None
+    ) -> None:
+        """:meth:`write_metrics` of this iteration, or of ``iter``, if ``gather_metric_period`` says that it is time.
+
+        For a ``run_step`` of one's own, which users of the reference write around it.
+        """
+        iteration = self.iter if iter is None else iter
+        if (iteration + 1) % self.gather_metric_period == 0:
+            self.write_metrics(loss_dict, data_time, iteration, prefix)
 
     @staticmethod
     def write_metrics(loss_dict: Mapping[str, Tensor], data_time: float, cur_iter: int, prefix: str = "") -> None:

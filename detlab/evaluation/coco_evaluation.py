@@ -122,6 +122,10 @@ class COCOEvaluator(DatasetEvaluator):
     def reset(self) -> None:
         self._predictions = []
 
+    def metric_names(self) -> Mapping[str, Sequence[str]]:
+        metrics = {task: METRICS[task] for task in self._tasks or METRICS}
+        return {**metrics, "box_proposals": list(recall_table([]))}
+
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
         """Turn the outputs of a batch into COCO results.
 

@@ -47,6 +47,14 @@ class DatasetEvaluator:
         default trainer; it understands this form.
         """
 
+    def metric_names(self) -> Mapping[str, Sequence[str]] | None:
+        """Before anything is evaluated: the tasks that ``evaluate`` may report, each with the names of its metrics.
+
+        Metrics of single classes, which have a ``-`` in their name, are left out. None: it is not known. What a class
+        says here does not count for those derived from it, which may report other things.
+        """
+        return None
+
 
 class DatasetEvaluators(DatasetEvaluator):
     """Several evaluators behind the interface of one; their results are joined.
@@ -88,6 +96,27 @@ class DatasetEvaluators(DatasetEvaluator):
                     )
                 joined[key], reported_by[key] = value, name
         return joined
+
+    def metric_names(self) -> Mapping[str, Sequence[str]] | None:
+        names: dict[str, Sequence[str]] = {}
+        for evaluator in self._evaluators:
+            own = known_metric_names(evaluator)
+            if own is None:
+                return None
+            names.update(own)
+        return names
+
+
+def known_metric_names(
+    evaluator: DatasetEvaluator | Sequence[DatasetEvaluator] | None,
+) -> Mapping[str, Sequence[str]] | None:
+    """:meth:`DatasetEvaluator.metric_names` of one evaluator, or of what :func:`inference_on_dataset` makes of several.
+
+    None, if the class of one of them does not say it itself.
+    """
+    if evaluator is None or isinstance(evaluator, Sequence):
+        evaluator = DatasetEvaluators(evaluator or [])
+    return evaluator.metric_names() if "metric_names" in vars(type(evaluator)) else None
 
 
 class _Clock:

@@ -9,7 +9,7 @@ import logging
 import os
 from collections import OrderedDict, defaultdict
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +24,10 @@ from detlab.utils.logger import create_small_table
 logger = logging.getLogger(__name__)
 
 IOU_PERCENTAGES = range(50, 100, 5)
+# Annotation files that are kept between evaluations, about 1 KB each; the largest split of VOC has 11540.
+MAX_KEPT_RECORDS = 1 << 14
+
+METRICS = ("AP", "AP50", "AP75")
 
 
 class PascalVOCDetectionEvaluator(DatasetEvaluator):
@@ -54,6 +58,9 @@ class PascalVOCDetectionEvaluator(DatasetEvaluator):
         self._annotation_pattern = os.path.join(metadata.dirname, "Annotations", "{}.xml")
         self._image_set_file = os.path.join(metadata.dirname, "ImageSets", "Main", f"{metadata.split}.txt")
         self._detections: defaultdict[int, list[Detection]] = defaultdict(list)
+
+    def metric_names(self) -> Mapping[str, Sequence[str]]:
+        return {"bbox": METRICS}
 
     def reset(self) -> None:
         self._detections = defaultdict(list)
@@ -87,7 +94,7 @@ class PascalVOCDetectionEvaluator(DatasetEvaluator):
                 curve = match_class(detections, targets, percentage / 100)
                 precisions[index, column] = 100 * voc_ap(curve.recall, curve.precision, self._is_2007)
         at = dict(zip(IOU_PERCENTAGES, _mean_over_classes(precisions)))
-        metrics = OrderedDict(AP=float(np.mean(list(at.values()))), AP50=at[50], AP75=at[75])
+        metrics = OrderedDict(zip(METRICS, (float(np.mean(list(at.values()))), at[50], at[75])))
         logger.info(f"Evaluation results for {self._dataset_name}:\n" + create_small_table(metrics))
         metrics.update((f"AP-{name}", float(row.mean())) for name, row in zip(self._class_names, precisions))
         return OrderedDict(bbox=metrics)
@@ -126,18 +133,32 @@ def _once_per_image(parts: Sequence[list[Detection]]) -> list[Detection]:
     return [d for rank, part in enumerate(parts) for d in part if owner.setdefault(d.image_id, rank) == rank]
 
 
-@cache
 def parse_rec(filename: str) -> list[dict[str, Any]]:
     """The objects of a VOC annotation file.
 
     Returns:
         Dicts with ``name``, ``pose``, ``truncated``, ``difficult``, and ``bbox`` [x1, y1, x2, y2] in whole pixels
-        counted from 1. The lists are kept and shared: do not change them.
+        counted from 1. The lists are kept and shared: do not change them. A file that has changed since is read anew.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is no VOC annotation; the message names the file.
     """
+    return _parse_rec(filename, _state_of(filename))
+
+
+def _state_of(filename: str) -> tuple[int, ...] | None:
+    """What changes when a local file is written anew; None if that cannot be told."""
+    try:
+        found = os.stat(filename)
+    except (OSError, ValueError):
+        # An address, or a file that is not there, of which the reader speaks.
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+@lru_cache(MAX_KEPT_RECORDS)
+def _parse_rec(filename: str, state: tuple[int, ...] | None) -> list[dict[str, Any]]:
     return [
         {
             "name": obj.name,

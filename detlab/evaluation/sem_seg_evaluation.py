@@ -122,6 +122,9 @@ class SemSegEvaluator(DatasetEvaluator):
         )
         return counts.reshape(num_classes + 1, num_classes + 1)
 
+    def metric_names(self) -> Mapping[str, Sequence[str]]:
+        return {"sem_seg": list(sem_seg_metrics(np.zeros((0, 0)), []))}
+
     def evaluate(self) -> dict[str, dict[str, float]] | None:
         """Percentages of the task ``sem_seg``; None but on the main process.
 

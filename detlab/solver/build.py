@@ -41,6 +41,9 @@ NORM_LAYERS = (
 )
 
 
+OPTIMIZERS: dict[str, type[Optimizer]] = {"SGD": torch.optim.SGD, "AdamW": torch.optim.AdamW}
+
+
 class GradientClipType(enum.Enum):
     """``SOLVER.CLIP_GRADIENTS.CLIP_TYPE``."""
 
@@ -55,6 +58,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
     Raises:
         ValueError: ``SOLVER.OPTIMIZER`` is unknown.
     """
+    check_optimizer_settings(cfg)
     solver = cfg.SOLVER
     groups = get_default_optimizer_params(
         model,
@@ -63,16 +67,23 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
         bias_lr_factor=solver.BIAS_LR_FACTOR,
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
     )
-    name = solver.OPTIMIZER
     settings: dict[str, Any] = {"lr": solver.BASE_LR, "weight_decay": solver.WEIGHT_DECAY}
-    if name == "SGD":
-        optimizer_class: type[Optimizer] = torch.optim.SGD
+    if solver.OPTIMIZER == "SGD":
         settings |= {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV}
-    elif name == "AdamW":
-        optimizer_class = torch.optim.AdamW
-    else:
-        raise ValueError(f"SOLVER.OPTIMIZER={name!r} is unknown; it is 'SGD' or 'AdamW'")
-    return maybe_add_gradient_clipping(cfg, optimizer_class)(groups, **settings)
+    return maybe_add_gradient_clipping(cfg, OPTIMIZERS[solver.OPTIMIZER])(groups, **settings)
+
+
+def check_optimizer_settings(cfg: CfgNode) -> None:
+    """Refuses what :func:`build_optimizer` would refuse, without a model.
+
+    Raises:
+        ValueError: ``SOLVER.OPTIMIZER`` is unknown, or Nesterov's momentum is asked for and there is none.
+    """
+    solver = cfg.SOLVER
+    if solver.OPTIMIZER not in OPTIMIZERS:
+        raise ValueError(f"SOLVER.OPTIMIZER={solver.OPTIMIZER!r} is unknown; it is 'SGD' or 'AdamW'")
+    if solver.OPTIMIZER == "SGD" and solver.NESTEROV and not solver.MOMENTUM:
+        raise ValueError("SOLVER.NESTEROV needs a momentum, but SOLVER.MOMENTUM is 0; set it to 0.9, or NESTEROV False")
 
 
 def maybe_add_gradient_clipping(cfg: CfgNode, optimizer: type[Optimizer]) -> type[Optimizer]:
@@ -185,7 +196,7 @@ def get_default_optimizer_params(
     for entry in _trainable_parameters(model):
         settings = dict(common)
         if weight_decay_norm is not None and isinstance(entry.module, NORM_LAYERS):
-            settings["weight_decay"] = weight_decay_norm
+            settings["weight_decay"] = float(weight_decay_norm)
         if lr_factor_func is not None:
             settings["lr"] *= lr_factor_func(entry.full_name)
         settings.update(exceptions.get(entry.name, {}))
@@ -201,7 +212,8 @@ def _bias_settings(base_lr: float | None, lr_factor: float | None, weight_decay:
 
 
 def _without_none(**settings: float | None) -> dict[str, float]:
-    return {name: value for name, value in settings.items() if value is not None}
+    # Torch takes whole numbers up to 64 bits only.
+    return {name: float(value) for name, value in settings.items() if value is not None}
 
 
 def reduce_param_groups(params: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -234,31 +246,44 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: Optimizer) -> LRScheduler:
         ValueError: ``SOLVER.LR_SCHEDULER_NAME`` is unknown, or ``SOLVER.MAX_ITER`` leaves no iteration.
     """
     solver = cfg.SOLVER
-    if solver.MAX_ITER < 1:
-        raise ValueError(f"a learning-rate schedule needs iterations, but SOLVER.MAX_ITER is {solver.MAX_ITER}")
+    multiplier = _multiplier(solver)
     if solver.WARMUP_ITERS >= solver.MAX_ITER:
         logger.warning(
             "SOLVER.WARMUP_ITERS=%d is not over within SOLVER.MAX_ITER=%d: the learning rate never reaches "
             "SOLVER.BASE_LR=%g; for a short run lower WARMUP_ITERS",
             *(solver.WARMUP_ITERS, solver.MAX_ITER, solver.BASE_LR),
         )
+    if solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR" and any(step >= solver.MAX_ITER for step in solver.STEPS):
+        logger.warning("SOLVER.STEPS=%s: what lies beyond SOLVER.MAX_ITER=%d is ignored", solver.STEPS, solver.MAX_ITER)
+    return LRMultiplier(optimizer, multiplier, max_iter=solver.MAX_ITER)
+
+
+def check_lr_scheduler_settings(cfg: CfgNode) -> None:
+    """Refuses what :func:`build_lr_scheduler` would refuse, without an optimizer.
+
+    Raises:
+        ValueError: as there.
+    """
+    _multiplier(cfg.SOLVER)
+
+
+def _multiplier(solver: CfgNode) -> WarmupParamScheduler:
+    if solver.MAX_ITER < 1:
+        raise ValueError(f"a learning-rate schedule needs iterations, but SOLVER.MAX_ITER is {solver.MAX_ITER}")
     name = solver.LR_SCHEDULER_NAME
     if name not in _SCHEDULES:
         raise ValueError(f"SOLVER.LR_SCHEDULER_NAME={name!r} is unknown; it is one of {', '.join(_SCHEDULES)}")
-    multiplier = WarmupParamScheduler(
+    return WarmupParamScheduler(
         _SCHEDULES[name](solver),
         warmup_factor=solver.WARMUP_FACTOR,
         warmup_length=min(solver.WARMUP_ITERS / solver.MAX_ITER, 1.0),
         warmup_method=solver.WARMUP_METHOD,
         rescale_interval=solver.RESCALE_INTERVAL,
     )
-    return LRMultiplier(optimizer, multiplier, max_iter=solver.MAX_ITER)
 
 
 def _multi_step(solver: CfgNode) -> ParamScheduler:
     steps = [step for step in solver.STEPS if step < solver.MAX_ITER]
-    if len(steps) < len(solver.STEPS):
-        logger.warning("SOLVER.STEPS=%s: what lies beyond SOLVER.MAX_ITER=%d is ignored", solver.STEPS, solver.MAX_ITER)
     return _falling(solver.GAMMA, steps, solver.MAX_ITER)
 
 
@@ -273,7 +298,12 @@ def _falling(gamma: float, steps: list[int], max_iter: int) -> ParamScheduler:
         raise ValueError(
             f"the learning rate cannot fall at iterations {steps} (SOLVER.STEPS): they must rise from 1 on"
         )
-    values = [gamma**level for level in range(len(steps) + 1)]
+    try:
+        values = [gamma**level for level in range(len(steps) + 1)]
+    except OverflowError:
+        raise ValueError(
+            f"SOLVER.GAMMA={gamma:g} multiplied {len(steps)} times is no number any more; it is a factor such as 0.1"
+        ) from None
     return MultiStepParamScheduler(values, milestones=steps, num_updates=max_iter)
 
 

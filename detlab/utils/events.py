@@ -5,20 +5,25 @@ Code anywhere below a ``with EventStorage(start):`` block logs by name; writers 
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import functools
+import glob
 import json
 import logging
+import os
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from fvcore.common.history_buffer import HistoryBuffer
 from torch import Tensor
 
-from detlab.utils.file_io import PathManager, open_text
+from detlab.utils.file_io import AppendedText, PathManager
+from detlab.utils.folder_watch import before_writing, follow
 from detlab.utils.optional import require
 
 __all__ = [
@@ -33,35 +38,53 @@ __all__ = [
     "log_scalars",
 ]
 
-_open_storages: list[EventStorage] = []
+# By the thread that opened them, the innermost last; a thread without any has no entry.
+_open_storages: dict[int, list[EventStorage]] = {}
+
+
+def _current_storage() -> EventStorage | None:
+    """This thread's innermost storage, or that of the only thread that has any.
+
+    The second is for threads of the one that trains: autograd's, which run backward hooks, or ``DataParallel``'s.
+    """
+    own = _open_storages.get(threading.get_ident())
+    if own is None:
+        others = list(_open_storages.values())
+        own = others[0] if len(others) == 1 else None
+    return own[-1] if own else None
 
 
 def get_event_storage() -> EventStorage:
-    """The storage of the innermost open ``with EventStorage(...)`` block.
+    """The storage of the innermost ``with EventStorage(...)`` block that is open in this thread.
+
+    A thread without one takes that of the thread which has, if it is the only one: two trainings in two threads do not
+    write into each other's.
 
     Raises:
         RuntimeError: none is open. Library code that may run without one uses :func:`log_scalars`.
     """
-    if not _open_storages:
+    storage = _current_storage()
+    if storage is None:
         raise RuntimeError("no event storage is open: call this inside `with EventStorage(start_iter) as storage:`")
-    return _open_storages[-1]
+    return storage
 
 
 def has_event_storage() -> bool:
     """Whether a storage is open."""
-    return bool(_open_storages)
+    return _current_storage() is not None
 
 
 def log_scalar(name: str, value: float | Tensor) -> None:
     """Puts one scalar into the open storage; does nothing when none is open."""
-    if _open_storages:
-        _open_storages[-1].put_scalar(name, value)
+    storage = _current_storage()
+    if storage is not None:
+        storage.put_scalar(name, value)
 
 
 def log_scalars(**values: float | Tensor) -> None:
     """Puts scalars into the open storage; does nothing when none is open."""
-    if _open_storages:
-        storage = _open_storages[-1]
+    storage = _current_storage()
+    if storage is not None:
         for name, value in values.items():
             storage.put_scalar(name, value)
 
@@ -244,7 +267,7 @@ class EventStorage:
         """The same as :attr:`iter`."""
         return self._iter
 
-    @contextmanager
+    @contextlib.contextmanager
     def name_scope(self, name: str) -> Iterator[None]:
         """Inside, names of scalars get the prefix ``name/``."""
         outer, self._prefix = self._prefix, name.rstrip("/") + "/"
@@ -262,12 +285,15 @@ class EventStorage:
         self._histograms = []
 
     def __enter__(self) -> EventStorage:
-        _open_storages.append(self)
+        _open_storages.setdefault(threading.get_ident(), []).append(self)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        assert _open_storages[-1] is self, "event storages must be closed in the reverse order of opening"
-        _open_storages.pop()
+        own = _open_storages.get(threading.get_ident(), [])
+        assert own and own[-1] is self, "event storages must be closed in the reverse order of opening"
+        own.pop()
+        if not own:
+            del _open_storages[threading.get_ident()]
 
 
 class EventWriter:
@@ -278,7 +304,7 @@ class EventWriter:
         raise NotImplementedError
 
     def close(self) -> None:
-        """Releases files; nothing is written afterwards."""
+        """Releases files. A later :meth:`write` opens them again, for another run that begins where it wants."""
 
 
 class _NewScalars:
@@ -303,7 +329,8 @@ class JSONWriter(EventWriter):
     """Appends scalars to a file, one JSON object in a line for each iteration that has any.
 
     ``{"iteration": 19, "loss_cls": 0.7, "lr": 0.01, ...}``. Several runs may append to one file. What is put after the
-    row of its iteration was written gets another row with the same iteration.
+    row of its iteration was written gets another row with the same iteration. What a row of an earlier run near the end
+    of the file says already is not repeated.
 
     Args:
         json_file: path of the file.
@@ -311,33 +338,66 @@ class JSONWriter(EventWriter):
     """
 
     def __init__(self, json_file: str, window_size: int = 20):
-        starts_mid_line = _ends_inside_a_line(json_file)
-        self._file = open_text(json_file, "a")
-        if starts_mid_line:
-            self._file.write("\n")
+        self._path = json_file
         self._window_size = window_size
+        self._file = self._open()
+
+    def _open(self) -> AppendedText:
+        end = _end_of_file(self._path)
+        self._rows_before = _rows_of(end)
         self._new_scalars = _NewScalars()
+        file = AppendedText(self._path)
+        follow(file)
+        if end and not end.endswith(b"\n"):
+            # An earlier run was killed in the middle of a line.
+            file.write("\n")
+        return file
 
     def write(self) -> None:
+        if self._file.closed:
+            self._file = self._open()
+        before_writing(self._file.path)
         rows: dict[int, dict[str, float]] = defaultdict(dict)
         for name, (value, iteration) in self._new_scalars.take(get_event_storage(), self._window_size).items():
             rows[iteration][name] = value
         for iteration in sorted(rows):
-            self._file.write(json.dumps({**rows[iteration], "iteration": iteration}, sort_keys=True) + "\n")
+            row = {**rows[iteration], "iteration": iteration}
+            if not any(_entries(row) <= earlier for earlier in self._rows_before.get(iteration, ())):
+                self._file.write(json.dumps(row, sort_keys=True) + "\n")
         self._file.flush()
 
     def close(self) -> None:
         self._file.close()
 
 
-def _ends_inside_a_line(path: str) -> bool:
-    """Whether an earlier run was killed in the middle of a line."""
+# Hundreds of rows: more than a run that is resumed does again.
+_BYTES_LOOKED_AT = 2**18
+
+
+def _end_of_file(path: str) -> bytes:
+    """Its last bytes; none if there is no such file."""
     if not PathManager.isfile(path):
-        return False
+        return b""
     with PathManager.open(path, "rb") as file:
-        content_end = file.seek(0, 2)
-        file.seek(max(content_end - 1, 0))
-        return content_end > 0 and file.read(1) != b"\n"
+        file.seek(max(file.seek(0, 2) - _BYTES_LOOKED_AT, 0))
+        return file.read()
+
+
+def _rows_of(end: bytes) -> dict[int, list[frozenset[tuple[str, str]]]]:
+    """The entries of the rows of each iteration; lines that are no rows are left out."""
+    rows = defaultdict(list)
+    for line in end.splitlines():
+        try:
+            row = json.loads(line)
+            rows[row["iteration"]].append(_entries(row))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            continue
+    return dict(rows)
+
+
+def _entries(row: Mapping[str, Any]) -> frozenset[tuple[str, str]]:
+    # As text, in which not-a-number equals itself.
+    return frozenset((name, repr(value)) for name, value in row.items())
 
 
 class TensorboardXWriter(EventWriter):
@@ -356,11 +416,29 @@ class TensorboardXWriter(EventWriter):
         require("tensorboard", extra="tensorboard", purpose="writing TensorBoard event files")
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(log_dir, **kwargs)
+        folder = log_dir if "://" in log_dir else os.path.abspath(log_dir)
+        self.path = os.path.join(folder, "events.out.tfevents")
+        self._open = functools.partial(SummaryWriter, folder, **kwargs)
+        self._writer = self._open()
+        self._is_closed = False
         self._window_size = window_size
         self._new_scalars = _NewScalars()
+        follow(self)
+
+    def reopen_if_gone(self) -> bool:
+        """Begin another event file if none of this process's is in the directory any more; whether that was so."""
+        if self._is_closed or "://" in self.path or glob.glob(f"{glob.escape(self.path)}.*.{os.getpid()}.*"):
+            return False
+        with contextlib.suppress(OSError):
+            # It may be that its thread has met the missing directory.
+            self._writer.close()
+        self._writer = self._open()
+        return True
 
     def write(self) -> None:
+        # A writer that was closed opens a new file by itself.
+        self._is_closed = False
+        before_writing(self.path)
         storage = get_event_storage()
         for name, (value, iteration) in self._new_scalars.take(storage, self._window_size).items():
             self._writer.add_scalar(name, value, iteration)
@@ -370,9 +448,13 @@ class TensorboardXWriter(EventWriter):
         for histogram in storage._histograms:
             self._writer.add_histogram_raw(**histogram)
         storage.clear_histograms()
+        # A thread writes, by the path: it must not come to that when the directory is another one.
+        self._writer.flush()
 
     def close(self) -> None:
+        self._is_closed = True
         self._writer.close()
+        self._new_scalars = _NewScalars()
 
 
 class CommonMetricPrinter(EventWriter):

@@ -19,14 +19,18 @@ from typing import IO, Any, TextIO
 from iopath.common.file_io import HTTPURLHandler, PathHandler
 from iopath.common.file_io import PathManager as _IopathManager
 
+from detlab.utils.folder_watch import before_writing
 from detlab.utils.garbage import no_garbage_collection
 
 __all__ = [
+    "AppendedText",
     "PathHandler",
     "PathManager",
     "RedirectHandler",
     "address_of",
     "check_no_special_file",
+    "check_replaceable",
+    "is_at",
     "is_running",
     "locked",
     "open_text",
@@ -89,15 +93,16 @@ PathManager.register_handler(RedirectHandler("detectron2://", "https://dl.fbaipu
 # --------------------------------------------------------------------------------------------------------- reading
 
 
-def open_text(path: str, mode: str = "r") -> TextIO:
+def open_text(path: str, mode: str = "r", errors: str = "strict") -> TextIO:
     """Opens a text file as UTF-8, whatever the locale says; a byte order mark at its start is no part of the text.
 
     Args:
         path: local, or an address.
         mode: ``"r"``, ``"w"`` or ``"a"``.
+        errors: what to do about what UTF-8 cannot express, as for ``open``.
     """
     stream = PathManager.open(path, f"{mode}b")
-    return io.TextIOWrapper(stream, encoding="utf-8-sig" if mode == "r" else "utf-8")
+    return io.TextIOWrapper(stream, encoding="utf-8-sig" if mode == "r" else "utf-8", errors=errors)
 
 
 def read_text(path: str, what: str = "file") -> str:
@@ -149,8 +154,12 @@ def check_no_special_file(path: str, what: str = "file") -> None:
     Raises:
         ValueError: it is a folder, pipe, socket or device.
     """
-    if "://" not in path and os.path.exists(path) and not os.path.isfile(path):
+    if _is_special(path):
         raise ValueError(f"the {what} {path} is no file but a folder, pipe or device")
+
+
+def _is_special(path: str) -> bool:
+    return "://" not in path and os.path.exists(path) and not os.path.isfile(path)
 
 
 def _check_is_file(path: str, what: str) -> None:
@@ -162,6 +171,76 @@ def _check_is_file(path: str, what: str) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------- writing
+
+
+def check_replaceable(path: str) -> None:
+    """Refuses a local path where no file can be put, because something else is there.
+
+    Raises:
+        ValueError: it is a folder, pipe, socket or device.
+    """
+    if _is_special(path):
+        raise ValueError(
+            f"{path} shall be written as a file, but a folder, pipe or device of this name is there; move it away, or "
+            "write to another directory (for a training, OUTPUT_DIR)"
+        )
+
+
+class AppendedText:
+    """A text file in UTF-8 that is appended to; what UTF-8 cannot express is written as an escape.
+
+    Args:
+        path: local, or an address; its directory has to exist.
+
+    Attributes:
+        path: absolute, if it is local.
+
+    Raises:
+        ValueError: a folder, pipe or device is there.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path if "://" in path else os.path.abspath(path)
+        self._stream = self._open()
+
+    def _open(self) -> TextIO:
+        check_replaceable(self.path)
+        return open_text(self.path, "a", errors="backslashreplace")
+
+    @property
+    def closed(self) -> bool:
+        """Whether writing has ended."""
+        return self._stream.closed
+
+    def write(self, text: str) -> None:
+        """Adds to the file, at the latest with the next :meth:`flush`."""
+        self._stream.write(text)
+
+    def flush(self) -> None:
+        """Hands over what was written to the system."""
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Ends writing; may be called again."""
+        self._stream.close()
+
+    def reopen_if_gone(self) -> bool:
+        """Opens the file anew if another one, or none, is at its path now; whether that was so."""
+        if self._stream.closed or "://" in self.path or is_at(self._stream, self.path):
+            return False
+        stream, self._stream = self._stream, self._open()
+        stream.close()
+        return True
+
+
+def is_at(file: IO[Any], path: str) -> bool:
+    """Whether an open file is the one at a path; true where the system does not say."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
 
 
 @contextlib.contextmanager
@@ -176,7 +255,13 @@ def write_atomically(path: str, mode: str = "wb") -> Iterator[IO[Any]]:
     Args:
         path: where the file shall be; its directory is made.
         mode: ``"wb"``, or ``"w"`` for text in UTF-8.
+
+    Raises:
+        ValueError: a folder, pipe or device is there.
+        OSError: it cannot be written, or the folder is another run's by now.
     """
+    before_writing(path)
+    check_replaceable(path)
     encoding = None if "b" in mode else "utf-8"
     if "://" in path:
         with open_text(path, mode) if encoding else PathManager.open(path, mode) as file:

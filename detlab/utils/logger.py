@@ -14,7 +14,8 @@ from typing import Any
 from tabulate import tabulate
 from termcolor import colored
 
-from detlab.utils.file_io import PathManager, open_text
+from detlab.utils.file_io import AppendedText, PathManager
+from detlab.utils.folder_watch import follow
 
 __all__ = ["create_small_table", "log_every_n", "log_every_n_seconds", "log_first_n", "setup_logger"]
 
@@ -57,10 +58,17 @@ class _ConsoleFormatter(logging.Formatter):
 
 
 class _ConsoleHandler(logging.StreamHandler):
-    """Writes to whatever ``sys.stdout`` is at the moment, so that redirections made later take effect."""
+    """Writes to whatever ``sys.stdout`` is at the moment, so that redirections made later take effect.
+
+    Characters that the console cannot show are written as escapes.
+    """
 
     def __init__(self) -> None:
         super().__init__(sys.stdout)
+
+    def format(self, record: logging.LogRecord) -> str:
+        encoding = getattr(self.stream, "encoding", None) or "utf-8"
+        return super().format(record).encode(encoding, "backslashreplace").decode(encoding)
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stdout
@@ -74,11 +82,21 @@ class _FileHandler(logging.StreamHandler):
         folder = os.path.dirname(path)
         if folder:
             PathManager.mkdirs(folder)
-        super().__init__(open_text(path, "a"))
-        self.path = path
+        self._file = AppendedText(path)
+        super().__init__(self._file)
+        self.path = self._file.path
+        follow(self)
+
+    def reopen_if_gone(self) -> bool:
+        """See :class:`~detlab.utils.folder_watch.OpenFile`."""
+        self.acquire()
+        try:
+            return self._file.reopen_if_gone()
+        finally:
+            self.release()
 
     def close(self) -> None:
-        self.stream.close()
+        self._file.close()
         super().close()
 
 
@@ -125,7 +143,8 @@ def _log_path(output: str, rank: int) -> str:
 
 
 def _add_file(logger: logging.Logger, path: str) -> None:
-    if any(isinstance(handler, _FileHandler) and handler.path == path for handler in logger.handlers):
+    absolute = path if "://" in path else os.path.abspath(path)
+    if any(isinstance(handler, _FileHandler) and handler.path == absolute for handler in logger.handlers):
         return
     handler = _FileHandler(path)
     handler.setFormatter(logging.Formatter(LINE_FORMAT, DATE_FORMAT))

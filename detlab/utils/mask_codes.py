@@ -12,6 +12,7 @@ a flat array x0 y0 x1 y1 ... in pixels.
 from __future__ import annotations
 
 import reprlib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -34,6 +35,11 @@ __all__ = [
     "rle_area",
     "with_bounded_outlines",
 ]
+
+# Their compiled code predates the copy argument of numpy 2, which says so at every decoding.
+warnings.filterwarnings(
+    "ignore", "__array__ implementation doesn't accept a copy keyword", DeprecationWarning, r"pycocotools\.mask"
+)
 
 Rle = dict[str, Any]
 Polygons = list[np.ndarray]

@@ -268,7 +268,9 @@ def test_a_state_that_does_not_fit_says_what_to_do(tmp_path):
     model = filled(1.0)
     DetectionCheckpointer(model, str(tmp_path), optimizer=torch.optim.SGD(model.parameters(), lr=1)).save("a")
     few = torch.optim.SGD([model.head.weight], lr=1)
-    with pytest.raises(ValueError, match=r"groups have 4 parameters in .*a\.pth, 1 here.*--resume"):
+    with pytest.raises(
+        ValueError, match=r"a\.pth does not fit \(.*groups have 4 parameters .*, 1 here.*another OUTPUT_DIR"
+    ):
         DetectionCheckpointer(model, str(tmp_path), optimizer=few).load(str(tmp_path / "a.pth"))
 
 

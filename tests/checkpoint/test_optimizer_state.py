@@ -35,9 +35,7 @@ def test_an_optimizer_takes_its_own_state(name):
 def test_the_state_of_a_wider_model_is_refused_with_both_shapes(name):
     _, wider = trained(OPTIMIZERS[name], width=8)
     model, optimizer = trained(OPTIMIZERS[name])
-    with pytest.raises(
-        ValueError, match=r"a\.pth.*of 0\.weight has shape \(8, 2\), the parameter has \(3, 2\).*--resume"
-    ):
+    with pytest.raises(ValueError, match=r"a\.pth.*of 0\.weight has shape \(8, 2\), the parameter has \(3, 2\)"):
         check_optimizer_state(optimizer, wider.state_dict(), "a.pth", model=model)
 
 

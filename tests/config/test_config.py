@@ -75,6 +75,14 @@ def test_an_override_takes_the_type_of_its_default(key, text, value):
     [
         ("DATASETS.TRAIN", "coco", r"DATASETS\.TRAIN expects a value of type tuple.*'coco'.*write \('coco',\)"),
         ("SOLVER.STEPS", "30", r"write \(30,\)"),
+        ("SOLVER.STEPS", "(1,2", r"got '\(1,2' in the overrides, which spells no list; write \"\(1, 2\)\""),
+        ("DATASETS.TRAIN", "a,b", r"which spells no list; write \"\('a', 'b'\)\""),
+        ("DATASETS.TRAIN", "(a,)", r"write \"\('a',\)\""),
+        ("MODEL.ANCHOR_GENERATOR.SIZES", "[[32],[64]", "spells no list; close each bracket, and put texts in quotes"),
+        ("SOLVER.MAX_ITER", "1e4", r"got '1e4' in the overrides; write 10000"),
+        ("SOLVER.MAX_ITER", "10k", r"got '10k' in the overrides$"),
+        ("SOLVER.BASE_LR", "0,1", "the decimal sign is a point"),
+        ("SOLVER.GAMMA", "1" + "0" * 400, r"SOLVER\.GAMMA is a number of 1329 bits in the overrides; a float ends at"),
         ("MODEL.PIXEL_STD", "1.0", r"write \[1\.0\]"),
         ("MODEL.MASK_ON", "yes", r"MODEL\.MASK_ON expects .*bool.*True or False"),
         ("MODEL.MASK_ON", "1", r"MODEL\.MASK_ON"),
@@ -113,6 +121,35 @@ def test_the_wrong_case_finds_the_right_key():
 def test_overrides_that_are_no_pairs_are_refused(overrides):
     with pytest.raises(ValueError, match="KEY VALUE pairs"):
         get_cfg().merge_from_list(overrides)
+
+
+def test_a_key_that_another_key_follows_is_the_one_without_a_value():
+    with pytest.raises(ValueError, match=r"the config key 'SOLVER\.BASE_LR' has no value"):
+        get_cfg().merge_from_list(["SEED", "1", "SOLVER.BASE_LR", "SOLVER.MAX_ITER", "10"])
+
+
+@pytest.mark.parametrize(
+    "key, here",
+    [
+        ("solver.base_lr", "did you mean 'SOLVER.BASE_LR'"),
+        ("optim_wrapper.optimizer.lr", "here it is 'SOLVER.BASE_LR'"),
+        ("lr0", "here it is 'SOLVER.BASE_LR'"),
+        ("epochs", "here it is 'SOLVER.MAX_ITER', training is counted in iterations of SOLVER.IMS_PER_BATCH images"),
+        ("train_cfg.max_epochs", "here it is 'SOLVER.MAX_ITER'"),
+        ("data.samples_per_gpu", "here it is 'SOLVER.IMS_PER_BATCH', which counts the images of all processes"),
+        ("batch", "here it is 'SOLVER.IMS_PER_BATCH'"),
+        ("imgsz", "here it is 'INPUT.MIN_SIZE_TRAIN', with INPUT.MAX_SIZE_TRAIN"),
+        ("workers", "here it is 'DATALOADER.NUM_WORKERS'"),
+        ("work_dir", "here it is 'OUTPUT_DIR'"),
+        ("load_from", "here it is 'MODEL.WEIGHTS'"),
+        ("device", "did you mean 'MODEL.DEVICE'"),
+        ("model.roi_head.bbox_head.num_classes", "did you mean 'MODEL.ROI_HEADS.NUM_CLASSES'"),
+    ],
+)
+def test_a_key_in_small_letters_or_of_another_trainer_is_answered_with_the_one_of_here(key, here):
+    with pytest.raises(KeyError) as error:
+        get_cfg().merge_from_list([key, "1"])
+    assert f"unknown config key '{key}' in the overrides; {here}" in str(error.value)
 
 
 def test_a_bad_override_changes_nothing():

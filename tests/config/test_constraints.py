@@ -1,15 +1,20 @@
 """What each key may hold, and that everything in use does."""
 
+import functools
+import itertools
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from detlab.config import constraints
 from detlab.config.config import CfgNode, get_cfg
 from detlab.config.constraints import LIMITS, RULES, check_config, problem_with
 from detlab.config.limits import OneOf
+from detlab.utils.image import read_image
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").rglob("*.yaml"))
 
@@ -22,6 +27,15 @@ def keys_of(section, prefix=""):
             yield f"{prefix}{key}"
 
 
+def assign(cfg, dotted_key, value):
+    *parents, leaf = dotted_key.split(".")
+    setattr(functools.reduce(lambda section, part: section[part], parents, cfg), leaf, value)
+
+
+def merge(cfg, dotted_key, value):
+    cfg.merge_from_list([dotted_key, value])
+
+
 def put(cfg, dotted_key, value):
     *parents, leaf = dotted_key.split(".")
     for part in parents:
@@ -29,9 +43,9 @@ def put(cfg, dotted_key, value):
     cfg[leaf] = value
 
 
-def test_every_limit_and_rule_is_about_keys_that_exist():
+def test_every_key_has_a_limit_and_every_limit_and_rule_is_about_keys_that_exist():
     known = set(keys_of(get_cfg()))
-    assert set(LIMITS) <= known
+    assert set(LIMITS) == known
     assert {key for rule in RULES for key in rule.keys} <= known
 
 
@@ -91,18 +105,28 @@ def test_values_with_a_meaning_of_their_own_are_accepted(key, value):
     "key, value, words",
     [
         ("MODEL.RPN.POSITIVE_FRACTION", 3.0, r"must be a share in \[0, 1\], got 3\.0"),
-        ("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 0, "must be a whole number from 1 on, got 0"),
+        ("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 0, r"must be a whole number in \[1, 16777216\], got 0"),
         ("MODEL.DEVICE", "gpu", r"must be 'cuda', .*got 'gpu'"),
         ("OUTPUT_DIR", "", "must be a directory"),
         ("SOLVER.BASE_LR", -1.0, "must be a number from 0 on"),
-        ("SOLVER.MAX_ITER", -3, "must be a whole number from 0 on"),
+        ("SOLVER.MAX_ITER", -3, r"must be a whole number in \[0, 1000000000000\], got -3"),
         ("INPUT.MIN_SIZE_TRAIN", (), "must be a list of at least 1 entry"),
         ("INPUT.MIN_SIZE_TRAIN", (-5,), r"got \(-5,\)"),
-        ("INPUT.MIN_SIZE_TEST", -1, "from 0 on"),
+        ("INPUT.MIN_SIZE_TEST", -1, r"in \[0, 65536\]"),
         ("INPUT.MAX_SIZE_TRAIN", 0, "from 1 on"),
         ("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", [[0.0, 1.0]], "above 0"),
         ("MODEL.PIXEL_STD", [1.0, 0.0, 1.0], "above 0"),
         ("SOLVER.CHECKPOINT_PERIOD", 0, "from 1 on"),
+        ("SEED", None, "must be a whole number, got None"),
+        ("SEED", 2**70, r"got 1180591620717411303424; a computer's numbers end at 2\*\*63"),
+        ("SOLVER.MAX_ITER", 2**63, "got 9223372036854775808; a computer's numbers"),
+        ("SOLVER.STEPS", (1, 2**63), r"got \(1, 9223372036854775808\); a computer's numbers"),
+        ("DATALOADER.NUM_WORKERS", 10**6, r"in \[0, 1024\], got 1000000"),
+        ("SOLVER.IMS_PER_BATCH", 10**9, r"in \[1, 1048576\], got 1000000000"),
+        ("INPUT.FORMAT", "rgbx", "must be 'BGR', 'RGB', .*, got 'rgbx'"),
+        ("MODEL.DEVICE", "meta", "'meta' knows shapes but computes nothing; it must be one such as 'cuda'"),
+        ("MODEL.MASK_ON", None, "must be True or False, got None"),
+        ("MODEL.META_ARCHITECTURE", None, "must be a name, as text, got None"),
     ],
 )
 def test_a_value_out_of_its_limits_is_refused_with_key_limit_and_value(key, value, words):
@@ -150,12 +174,27 @@ def test_keys_that_contradict_each_other_are_refused(settings, words):
         check_config(cfg)
 
 
-def test_stacked_images_and_formats_of_ones_own_have_as_many_channels_as_they_like():
+def test_stacked_images_and_formats_of_ones_own_have_as_many_channels_as_they_like(monkeypatch):
+    monkeypatch.setitem(constraints.LIMITS, "INPUT.FORMAT", OneOf(("BGR", "L", "RGBD")))
     for format, channels in (("BGR", 6), ("RGBD", 4), ("L", 1)):
         cfg = get_cfg()
         cfg.INPUT.FORMAT = format
         cfg.MODEL.PIXEL_MEAN = cfg.MODEL.PIXEL_STD = [1.0] * channels
         check_config(cfg)
+
+
+@pytest.mark.parametrize("format", LIMITS["INPUT.FORMAT"].values)
+def test_every_image_format_that_is_accepted_is_read_and_has_the_channels_that_are_asked_for(format, tmp_path):
+    mode = format if format in ("I;16", "I", "F") else "RGB"
+    Image.new(mode, (5, 4)).save(tmp_path / "image.tiff")
+    channels = read_image(str(tmp_path / "image.tiff"), format).reshape(4, 5, -1).shape[2]
+    cfg = get_cfg()
+    cfg.INPUT.FORMAT, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = format, [1.0] * channels, [1.0] * channels
+    check_config(cfg)
+    if channels > 1:
+        cfg.MODEL.PIXEL_MEAN = cfg.MODEL.PIXEL_STD = [1.0] * (channels - 1)
+        with pytest.raises(ValueError, match=f"must have {channels} numbers each for images"):
+            check_config(cfg)
 
 
 def test_all_problems_are_named_at_once():
@@ -201,3 +240,60 @@ def test_code_can_widen_a_limit(monkeypatch):
 def test_every_limit_and_rule_reads_as_words():
     assert all(limit.describe() for limit in LIMITS.values())
     assert all(rule.words for rule in RULES)
+
+
+# ------------------------------------------------------------------------------------------------------- odd values
+
+HUGE = 10**5000  # more digits than Python writes out
+ODD_VALUES = [None, "text", -1, 0, 1e400, math.nan, 2**70, 10**400, HUGE, [], ()]
+MAY_BE_NONE = {
+    "MODEL.WEIGHTS",
+    *(f"SOLVER.{key}" for key in ("WEIGHT_DECAY_NORM", "WEIGHT_DECAY_BIAS", "BIAS_LR_FACTOR")),
+}
+NORMS = {key for key in LIMITS if key.endswith(".NORM")}
+
+
+def default_of(key):
+    return functools.reduce(lambda section, part: section[part], key.split("."), get_cfg())
+
+
+def refusal(way, key, value):
+    """What a config says to a value; an empty text if it takes it."""
+    cfg = get_cfg()
+    try:
+        way(cfg, key, value)
+        check_config(cfg)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("key", [key for key in LIMITS if key != "GLOBAL.HACK"])
+def test_an_odd_value_is_taken_only_where_it_means_something(key):
+    default = default_of(key)
+
+    def means_something(value):
+        if value is None:
+            return key in MAY_BE_NONE | NORMS
+        if isinstance(value, str):
+            return isinstance(default, str)
+        if isinstance(value, (list, tuple)):
+            return isinstance(default, (list, tuple))
+        is_infinity = key.endswith("NORM_TYPE") and value == math.inf
+        return is_infinity or (
+            not isinstance(default, (str, list, tuple)) and value == value and -(2.0**71) < value < 2.0**71
+        )
+
+    for value in ODD_VALUES:
+        for way in (assign, put, merge):
+            said = refusal(way, key, value)
+            # An assignment takes a number or a text for a list of one.
+            assert said or way is assign or means_something(value), (key, way.__name__, str(type(value)))
+            assert not said or (said.startswith(key) and "\n" not in said and len(said) < 400), said
+
+
+def test_an_odd_text_of_the_command_line_is_answered_with_the_key():
+    texts = ["None", "text", "-1", "1e400", "1" + "0" * 400, "1" + "0" * 5000, "[]", "(", "", "\0"]
+    for key, text in itertools.product(LIMITS, texts):
+        said = refusal(merge, key, text)
+        assert not said or (said.startswith(key) and len(said) < 400), said

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from detlab.config.limits import Each, Interval, OneOf, Optional, PerLevel, Text
+from detlab.config.limits import Anything, Each, Interval, OneOf, Optional, PerLevel, Text
 
 
 @pytest.mark.parametrize(
@@ -12,10 +12,13 @@ from detlab.config.limits import Each, Interval, OneOf, Optional, PerLevel, Text
     [
         (Interval(0, 1), [0, 1, 0.5], [-0.1, 1.1, True, "0", None, math.nan, math.inf], "a number in [0, 1]"),
         (Interval(0, 1, open_low=True, open_high=True), [0.5], [0, 1], "a number in (0, 1)"),
-        (Interval(1, whole=True), [1, 10**30], [0, 1.0], "a whole number from 1 on"),
+        (Interval(1, whole=True), [1, 2**63 - 1], [0, 1.0, 2**63, math.inf], "a whole number from 1 on"),
         (Interval(0, open_low=True, infinite=True), [math.inf], [-math.inf, math.nan, 0], "a number above 0 (inf"),
         (Interval(high=1, open_high=True, noun="a score"), [-5], [1], "a score below 1"),
         (Interval(1, whole=True, also=-1, meaning="all"), [-1, 1], [0, -2], "from 1 on, or -1 (all)"),
+        (Interval(whole=True), [-5, -(2**62)], [-(2**70), None], "a whole number"),
+        (Interval(0), [1e308, 2**70], [10**400, -(10**400)], "a number from 0 on"),
+        (Anything("whatever it is"), [None, 3, "x", []], [], "whatever it is"),
         (OneOf(("a", "b", "c")), ["a", "c"], ["A", "", None], "'a', 'b' or 'c'"),
         (OneOf((0, 1)), [0, 1], [True, 1.0], "0 or 1"),
         (OneOf(("one",)), ["one"], ["two"], "'one'"),

@@ -283,6 +283,20 @@ def test_a_loader_of_known_length_is_told_the_place_in_the_pass_and_the_pass():
     assert loader.starts == [1, 0, 0] and loader.epochs == [2, 3, 4]
 
 
+@pytest.mark.parametrize("taken_before", [0, 3])
+def test_an_iterator_that_cannot_begin_again_is_said_to_be_one(taken_before):
+    batches = iter("abc")
+    assert take(batches, taken_before) == list("abc")[:taken_before]
+    left = 3 - taken_before
+    with pytest.raises(ValueError, match=rf"is an iterator, which ended after {left} batches.*cannot begin again"):
+        take(endless_batches(batches, 5), left + 1)
+
+
+def test_what_is_no_loader_is_refused_with_its_value():
+    with pytest.raises(TypeError, match=r"must be an iterable of batches, got None; does build_train_loader return it"):
+        next(endless_batches(None, 0))
+
+
 def test_a_sequence_of_batches_is_entered_where_the_run_was():
     assert take(endless_batches(["a", "b", "c"], 7), 5) == list("bcabc")
 

@@ -96,3 +96,18 @@ def test_an_iterable_leaves_the_callers_generators_alone_even_after_an_error():
 def test_seeds_of_different_keys_differ():
     seeds = {seed_of(a, b, c, 2) for a in range(4) for b in range(4) for c in range(4)}
     assert len(seeds) == 64 and all(0 <= seed < 2**63 for seed in seeds)
+
+
+@pytest.mark.parametrize("entry", [3, -9])
+def test_an_index_that_the_data_set_has_not_is_said_with_its_size(entry):
+    with pytest.raises(IndexError, match=rf"the sampler gives index {entry}, but the data set has 3 entries"):
+        StreamDataset(["a", "b", "c"])[SampleRef(entry, 0, 0)]
+
+
+def test_an_index_error_of_the_data_sets_own_is_left_as_it_is():
+    class Broken(list):
+        def __getitem__(self, index):
+            raise IndexError("no third column")
+
+    with pytest.raises(IndexError, match=r"^no third column$"):
+        StreamDataset(Broken("abc"))[SampleRef(1, 0, 0)]

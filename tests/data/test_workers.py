@@ -2,30 +2,39 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from detlab.data import workers
 from detlab.data.build import build_detection_train_loader
 from detlab.data.workers import worker_options
 
-# A training that hands tensors from two workers to their parent, which then ends, waits, or is killed.
+# A training that hands tensors from two workers to their parent, which then ends, waits, or is killed. A worker that
+# is killed amid a tensor leaves its memory, so they read no further than the parent has got while that is waiting.
 TRAINING = """
 import itertools, os, sys, time
 import torch
 import torch.utils.data._utils.worker as worker
 worker.MP_STATUS_CHECK_INTERVAL = 0.2  # how soon a worker notices that its parent is gone
+from detlab.data import workers
 from detlab.data.build import build_detection_train_loader
 
+workers.SHORT_FOLDERS = (sys.argv[2],)
 entries = [{"n": n, "width": 3, "height": 4} for n in range(50)]
-loader = build_detection_train_loader(
-    entries, mapper=lambda entry: torch.zeros(3, 100, 100), total_batch_size=4, num_workers=2, seed=0
-)
+parent, samples_of_worker = os.getpid(), itertools.count(1)
+
+def read(entry):
+    while sys.argv[1] == "waits" and next(samples_of_worker) > 2 * 4 and os.getppid() == parent:
+        time.sleep(0.05)
+    return torch.zeros(3, 100, 100)
+
+loader = build_detection_train_loader(entries, mapper=read, total_batch_size=4, num_workers=2, seed=0)
 batches = iter(loader)
-list(itertools.islice(batches, 5))
-time.sleep(0.5)  # until the workers have read ahead: one that is killed amid a tensor leaves its memory
+list(itertools.islice(batches, 4))
 pids = [os.getpid(), *(process.pid for process in batches.gi_frame.f_locals["batches"]._workers)]
 print(*pids, flush=True)
 if sys.argv[1] == "waits":
@@ -35,10 +44,18 @@ elif sys.argv[1] == "fails":
 """
 
 
-def start(folder, how):
-    environment = {**os.environ, "TMPDIR": str(folder)}
+@pytest.fixture
+def tmp_path():
+    """With a path short enough for the names of sockets, wherever the tests keep their files."""
+    with tempfile.TemporaryDirectory(prefix="workers-", dir="/tmp") as folder:
+        yield Path(folder)
+
+
+def start(folder, how, temporary=None):
+    """Run a training whose sockets lie in ``folder``, whether that is its folder for temporary files or another."""
+    environment = {**os.environ, "TMPDIR": str(temporary or folder)}
     process = subprocess.Popen(
-        [sys.executable, "-c", TRAINING, how],
+        [sys.executable, "-c", TRAINING, how, str(folder)],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         env=environment,
@@ -124,6 +141,28 @@ def test_a_run_leaves_the_folder_of_another_that_goes_on(tmp_path):
     os.kill(other.pid, signal.SIGKILL)
     other.wait(60)
     assert wait_for(lambda: all(map(is_gone, other_pids)))
+
+
+@needs_linux
+def test_where_the_temporary_folder_has_a_long_path_sockets_go_to_a_short_one(tmp_path):
+    """Longer than the system takes for sockets: the first tensor would fail."""
+    long = tmp_path / ("a" * 60) / ("b" * 60)
+    long.mkdir(parents=True)
+    process, pids = start(tmp_path, "waits", temporary=long)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait(60)
+    assert wait_for(lambda: all(map(is_gone, pids)))
+    assert [path.name for path in tmp_path.iterdir()] == ["a" * 60]
+    assert list(long.iterdir()) == []
+
+
+def test_without_any_short_folder_the_cure_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("a" * 100)))
+    monkeypatch.setattr(workers, "SHORT_FOLDERS", (str(tmp_path / "missing"),))
+    with pytest.raises(
+        ValueError, match=r"aaa, has \d+ bytes.*missing can be written to; set TMPDIR.*NUM_WORKERS to 0"
+    ):
+        workers._place_of_sockets()
 
 
 def test_without_workers_nothing_is_chosen_for_them():

@@ -1,12 +1,13 @@
 """A run resumed with another config: what is said, what counts, what is refused."""
 
 import logging
+import re
 
 import pytest
 import torch
 
 from detlab.config.config import get_cfg
-from detlab.engine.config_changes import Change, changed_settings
+from detlab.engine.config_changes import Change, changed_settings, changes_results
 from detlab.engine.defaults import DefaultTrainer
 from tests.engine.test_defaults import ToyTrainer, toy_cfg
 from tests.engine.toys import ToyModel
@@ -126,9 +127,13 @@ def test_another_data_set_precision_and_test_set_count_and_are_said(resumed, cap
     assert row_of(caplog.text, "MODEL.WEIGHTS")[2].startswith("neither")
 
 
-def test_another_optimizer_is_refused_with_both_names(resumed):
-    with pytest.raises(ValueError, match=r"SOLVER\.OPTIMIZER is 'AdamW'.*'SGD'"):
+CURE = r"Go back to the settings of that run; or begin anew, .* in another OUTPUT_DIR and with MODEL\.WEIGHTS set to"
+
+
+def test_another_optimizer_is_refused_with_both_names(resumed, caplog):
+    with pytest.raises(ValueError, match=rf"SOLVER\.OPTIMIZER is 'AdamW'.*'SGD'.*{CURE}"):
         resumed("SOLVER.OPTIMIZER", "AdamW")
+    assert row_of(caplog.text, "SOLVER.OPTIMIZER")[:2] == ["SGD", "AdamW"]
 
 
 def test_a_model_of_other_shapes_is_refused_before_any_step(resumed):
@@ -136,9 +141,47 @@ def test_a_model_of_other_shapes_is_refused_before_any_step(resumed):
         resumed(trainer_class=WideTrainer)
 
 
-def test_other_groups_of_parameters_are_refused(resumed):
-    with pytest.raises(ValueError, match="groups have 2 parameters in the checkpoint, 1, 1 here"):
+def test_settings_that_may_be_the_reason_are_named_when_a_state_does_not_fit(resumed, caplog):
+    changes = ["MODEL.ROI_HEADS.NUM_CLASSES", 7, "MODEL.DEVICE", "cpu", "SOLVER.MAX_ITER", 9, "MODEL.WEIGHTS", "x"]
+    with pytest.raises(ValueError, match=r"model_final\.pth does not fit \(since it was saved, ") as refusal:
+        resumed(*changes, trainer_class=WideTrainer)
+    message = str(refusal.value)
+    assert "since it was saved, MODEL.ROI_HEADS.NUM_CLASSES 80 -> 7: in the optimizer's state" in message
+    assert re.search(CURE, message) and message.count("--resume") == 1
+    assert row_of(caplog.text, "MODEL.ROI_HEADS.NUM_CLASSES")[:2] == ["80", "7"]
+    assert row_of(caplog.text, "SOLVER.MAX_ITER")[:2] == ["4", "9"]
+
+
+def test_a_state_that_is_refused_leaves_the_trainer_as_it_was(resumed, tmp_path):
+    with pytest.raises(ValueError, match="does not fit"):
+        resumed(trainer_class=WideTrainer)
+    trainer = WideTrainer(toy_cfg(tmp_path))
+    before = trainer.scheduler.state_dict()
+    state = torch.load(tmp_path / "model_final.pth", weights_only=True)["trainer"]
+    with pytest.raises(ValueError, match="momentum_buffer"):
+        trainer.load_state_dict(state)
+    assert (trainer.iter, trainer.scheduler.state_dict()) == (0, before)
+
+
+def test_other_groups_of_parameters_are_refused_with_the_setting_that_makes_them(resumed):
+    with pytest.raises(ValueError, match=r"SOLVER\.WEIGHT_DECAY_BIAS None -> 0\.0: .* have 2 parameters .*, 1, 1 here"):
         resumed("SOLVER.WEIGHT_DECAY_BIAS", 0.0)
+
+
+@pytest.mark.parametrize(
+    ("key", "may_differ"),
+    [
+        ("DATASETS.TEST", True),
+        ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", True),
+        ("INPUT.MIN_SIZE_TEST", True),
+        ("MINE.KEY", True),
+        ("SOLVER.BASE_LR", False),
+        ("OUTPUT_DIR", False),
+        ("TEST.EXPECTED_RESULTS", False),
+    ],
+)
+def test_settings_of_training_do_not_change_results(key, may_differ):
+    assert changes_results([Change("SEED", 1, 2), Change(key, 1, 2)]) == may_differ
 
 
 def test_a_schedule_whose_rates_do_not_follow_from_the_iteration_keeps_its_state(resumed, caplog):

@@ -2,9 +2,13 @@
 
 import argparse
 import gc
+import itertools
+import json
 import logging
+import math
 import os
 import re
+import time
 import weakref
 
 import numpy as np
@@ -14,7 +18,9 @@ from torch import nn
 
 from detlab.checkpoint.detection_checkpoint import DetectionCheckpointer
 from detlab.config.config import get_cfg
+from detlab.config.constraints import LIMITS
 from detlab.config.lazy import LazyConfig
+from detlab.config.limits import OneOf
 from detlab.engine import defaults
 from detlab.engine.defaults import DefaultPredictor, DefaultTrainer
 from detlab.engine.hooks import BestCheckpointer
@@ -142,12 +148,72 @@ def test_a_config_that_differs_is_kept_beside_the_new_one(tmp_path):
     assert "config_2.yaml" in (tmp_path / "out" / "log.txt").read_text()
 
 
+@pytest.mark.parametrize("content", [b"\xff\x00\xfe", b"A: [1,\n", b"A: 1\n\x00"])
+def test_a_damaged_config_of_an_earlier_run_is_kept_and_said(tmp_path, content):
+    cfg = small_setup(tmp_path)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "config.yaml").write_bytes(content)
+    defaults.default_setup(cfg, argparse.Namespace(resume=True))
+    assert (tmp_path / "out" / "config_1.yaml").read_bytes() == content
+    assert (tmp_path / "out" / "config.yaml").read_text() == cfg.dump()
+    assert re.search(r"is damaged \(.*kept as .*config_1\.yaml", (tmp_path / "out" / "log.txt").read_text())
+
+
 def test_set_up_takes_python_configs(tmp_path):
     from omegaconf import OmegaConf
 
     cfg = OmegaConf.create({"train": {"output_dir": str(tmp_path / "out"), "seed": 4, "device": "cpu"}})
     defaults.default_setup(cfg, argparse.Namespace())
     assert LazyConfig.load(str(tmp_path / "out" / "config.yaml")) == cfg
+
+
+@pytest.mark.parametrize("kind", ["yaml", "Python"])
+def test_a_relative_output_directory_stays_where_it_was_at_set_up(tmp_path, monkeypatch, kind):
+    from omegaconf import OmegaConf
+
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    cfg = small_setup(tmp_path, OUTPUT_DIR="out")
+    cfg.freeze()
+    if kind == "Python":
+        cfg = OmegaConf.create({"train": {"output_dir": "out", "device": "cpu"}})
+        OmegaConf.set_readonly(cfg, True)
+    defaults.default_setup(cfg, argparse.Namespace())
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    if kind == "yaml":
+        assert cfg.is_frozen()
+        assert cfg.OUTPUT_DIR == str(tmp_path / "out")
+    else:
+        assert OmegaConf.is_readonly(cfg)
+        assert cfg.train.output_dir == str(tmp_path / "out")
+    assert re.search(r"(?i)output_dir: out\n", (tmp_path / "out" / "config.yaml").read_text())
+
+
+def test_all_files_of_a_training_lie_together_when_the_program_goes_elsewhere(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    cfg = toy_cfg("out")
+    defaults.default_setup(cfg, argparse.Namespace())
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    ToyTrainer(cfg).train()
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"config.yaml", "log.txt", "metrics.json", "model_final.pth", "last_checkpoint"} <= names
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+FILES = [
+    "config.yaml", "log.txt", "metrics.json", "last_checkpoint", "last_evaluation.json", "model_final.pth",
+    ".running.lock",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_folder_in_place_of_a_file_is_refused_before_training(tmp_path, name):
+    (tmp_path / "out" / name).mkdir(parents=True)
+    message = rf"{re.escape(str(tmp_path / 'out' / name))} shall be written as a file.*move it away.*OUTPUT_DIR"
+    with pytest.raises(ValueError, match=message):
+        defaults.default_setup(small_setup(tmp_path), argparse.Namespace())
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [name]
 
 
 def test_a_gpu_that_is_not_there_is_said_with_the_cure(tmp_path, monkeypatch):
@@ -181,6 +247,20 @@ def test_the_precision_of_products_is_set(tmp_path):
         assert torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def test_precisions_are_those_of_the_limits_for_both_kinds_of_configs(tmp_path, monkeypatch):
+    from omegaconf import OmegaConf
+
+    lazy = OmegaConf.create({"train": {"output_dir": str(tmp_path), "float32_precision": "best"}})
+    with pytest.raises(ValueError, match=r"train\.float32_precision must be .*'highest'.*, got 'best'"):
+        defaults.default_setup(lazy, argparse.Namespace())
+    for key, limit in (("FLOAT32_PRECISION", "lowest"), ("SOLVER.AMP.PRECISION", "float64")):
+        monkeypatch.setitem(LIMITS, key, OneOf(("", limit)))
+    with pytest.raises(ValueError, match=r"train\.float32_precision must be '' or 'lowest', got 'best'"):
+        defaults.default_setup(lazy, argparse.Namespace())
+    with pytest.raises(ValueError, match=r"torch\.bfloat16, got torch\.float64"):
+        ToyTrainer(toy_cfg(tmp_path, "SOLVER.AMP.ENABLED", True, "SOLVER.AMP.PRECISION", "float64"))
 
 
 def test_one_process_needs_no_wrapper():
@@ -280,6 +360,29 @@ def test_hooks_hear_of_the_backward_pass_and_see_gradients(tmp_path):
     assert any(LookAtGradients.norms)
 
 
+@pytest.mark.parametrize("writes", ["trainer", "inner"])
+@pytest.mark.parametrize("amp", [False, True])
+def test_a_step_as_users_of_the_reference_write_it_trains_and_its_metrics_are_written(tmp_path, writes, amp):
+    class OwnStep(ToyTrainer):
+        def run_step(self):
+            assert self.model.training
+            start = time.perf_counter()
+            data = next(self._trainer._data_loader_iter)
+            data_time = time.perf_counter() - start
+            loss_dict = self.model(data)
+            losses = sum(loss_dict.values())
+            self.optimizer.zero_grad()
+            losses.backward()
+            (self if writes == "trainer" else self._trainer)._write_metrics(loss_dict, data_time)
+            self.optimizer.step()
+
+    trainer = OwnStep(toy_cfg(tmp_path, "SOLVER.AMP.ENABLED", amp))
+    trainer.train()
+    history = trainer.storage.history("loss_a").values()
+    assert [iteration for _, iteration in history] == list(range(6))
+    assert not torch.equal(trainer.model.linear.weight, ToyTrainer.build_model(None).linear.weight)
+
+
 def test_a_trainer_is_gone_when_it_is_dropped(tmp_path):
     """Not only when Python looks for cycles: its model fills the GPU, and its workers the memory."""
     trainer = ToyTrainer(toy_cfg(tmp_path))
@@ -336,6 +439,133 @@ def test_a_finished_run_that_gets_more_iterations_goes_on_after_its_last(tmp_pat
     again = ToyTrainer(toy_cfg(tmp_path))
     again.resume_or_load(resume=True)
     assert again.train() == {"bbox": {"AP": 1.0}}
+
+
+def test_training_again_runs_the_same_iterations_on_the_weights_there_are(tmp_path):
+    trainer = ToyTrainer(toy_cfg(tmp_path))
+    trainer.train()
+    first = trainer.model.linear.weight.detach().clone()
+    rates = trainer.storage.history("lr").values()
+    assert trainer.train() == {"bbox": {"AP": 1.0}}
+    assert trainer.data_loader.numbers == [0, 1, 2, 3, 4, 5] * 2
+    assert trainer.storage.history("lr").values() == rates
+    assert not torch.equal(trainer.model.linear.weight, first)
+    rows = [json.loads(line)["iteration"] for line in (tmp_path / "metrics.json").read_text().splitlines()]
+    # The second evaluation's results are those of the first, which are there.
+    assert rows == [5, 6, 5]
+
+
+def test_training_again_goes_on_where_it_is_told_to(tmp_path):
+    trainer = ToyTrainer(toy_cfg(tmp_path))
+    trainer.train()
+    trainer.start_iter, trainer.max_iter = 6, 8
+    trainer.train()
+    assert trainer.data_loader.numbers == list(range(8))
+    trainer.start_iter, trainer.max_iter = 1, 3
+    trainer.train()
+    assert trainer.data_loader.numbers == [*range(8), 1, 2]
+    assert trainer.storage.history("lr").values()[0][1] == 1
+
+
+@pytest.mark.parametrize("fails_in", [0, 3])
+def test_a_trainer_that_failed_in_a_step_trains_again_on_the_batches_of_the_iterations(tmp_path, fails_in):
+    trainer = ToyTrainer(toy_cfg(tmp_path))
+    update, trainer.optimizer.step = trainer.optimizer.step, fail_in_call(fails_in, trainer.optimizer.step)
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        trainer.train()
+    trainer.optimizer.step = update
+    trainer.train()
+    assert trainer.data_loader.numbers == [*range(fails_in + 1), *range(6)]
+    assert trainer.iter == 6
+
+
+def fail_in_call(number, function):
+    calls = itertools.count()
+
+    def call(*args):
+        if next(calls) == number:
+            raise RuntimeError("the device is gone")
+        return function(*args)
+
+    return call
+
+
+# ---------------------------------------------------------------------------------- a run that was finished, resumed
+
+
+class Evaluated(ToyTrainer):
+    """Notes in which iteration it was evaluated."""
+
+    at = []
+
+    @classmethod
+    def test(cls, cfg, model, evaluators=None):
+        cls.at.append(1)
+        return {"bbox": {"AP": 2.0, "APs": math.nan}}
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """``finished(*options)`` resumes a run that was finished; gives its results and how often it evaluated."""
+    Evaluated(toy_cfg(tmp_path)).train()
+
+    def resume(*options):
+        del Evaluated.at[:]
+        trainer = Evaluated(toy_cfg(tmp_path, *options))
+        trainer.resume_or_load(resume=True)
+        return str(trainer.train()), len(Evaluated.at)
+
+    return resume
+
+
+RESULTS = str({"bbox": {"AP": 2.0, "APs": math.nan}})
+
+
+def test_a_finished_run_that_is_resumed_keeps_its_results_and_its_metrics(tmp_path, finished):
+    before = (tmp_path / "metrics.json").read_text()
+    assert finished() == (RESULTS, 0)
+    assert finished("SOLVER.BASE_LR", 0.5, "TEST.EXPECTED_RESULTS", "[['bbox', 'AP', 2.0, 0.1]]") == (RESULTS, 0)
+    assert (tmp_path / "metrics.json").read_text() == before
+    with pytest.raises(SystemExit):
+        finished("TEST.EXPECTED_RESULTS", "[['bbox', 'AP', 3.0, 0.1]]")
+
+
+def test_a_finished_run_is_evaluated_again_with_other_settings_of_the_evaluation(finished):
+    assert finished("TEST.DETECTIONS_PER_IMAGE", 7) == (RESULTS, 1)
+
+
+def test_a_missing_evaluation_of_a_finished_run_is_made_up_for(tmp_path, finished):
+    before = (tmp_path / "metrics.json").read_text()
+    (tmp_path / "metrics.json").write_text(before.splitlines(keepends=True)[0])
+    (tmp_path / "last_evaluation.json").unlink()
+    assert finished() == (RESULTS, 1)
+    assert (tmp_path / "metrics.json").read_text() == before
+    # Killed between the evaluation and the writing of its results.
+    (tmp_path / "metrics.json").write_text(before.splitlines(keepends=True)[0])
+    assert finished() == (RESULTS, 0)
+    assert (tmp_path / "metrics.json").read_text() == before
+
+
+DAMAGED = [
+    b"",
+    b"{",
+    b"[1]",
+    b"{}",
+    b"\xff\xfe\x00",
+    b'{"iteration": 5, "results": [1]}',
+    b'{"iteration": 5, "results": {"a": {"b": "c"}}}',
+]
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_a_damaged_record_of_the_last_evaluation_is_said_and_the_evaluation_repeated(
+    tmp_path, finished, content, caplog
+):
+    (tmp_path / "last_evaluation.json").write_bytes(content)
+    logging.getLogger("detlab").propagate = True
+    assert finished() == (RESULTS, 1)
+    assert f"{tmp_path / 'last_evaluation.json'} is damaged and is removed" in caplog.text
+    assert finished() == (RESULTS, 0)
 
 
 def test_resuming_from_weights_alone_starts_at_zero_and_says_so(tmp_path, caplog):

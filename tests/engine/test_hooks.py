@@ -9,6 +9,7 @@ import pytest
 import torch
 from fvcore.common.param_scheduler import LinearParamScheduler
 from torch import nn
+from torch.utils.data import DataLoader
 
 from detlab.checkpoint.detection_checkpoint import DetectionCheckpointer
 from detlab.engine import hooks
@@ -415,11 +416,27 @@ def test_precise_statistics_are_the_true_ones_over_batches_of_different_size():
     assert model.bias.grad is None
 
 
-def test_precise_statistics_of_a_loader_that_ends_early_are_refused_and_change_nothing():
+def test_precise_statistics_over_a_finite_loader_start_it_again_at_its_end(caplog):
+    torch.manual_seed(0)
+    batches = [torch.randn(2, 3, 4, 5) + 10 * i for i in range(3)]
+    statistics = []
+    # A loader of torch's has a length, and cannot begin in the middle.
+    for loader in (DataLoader(batches, batch_size=None), [*batches, *batches[:2]]):
+        model = NormedModel()
+        trainer = toy_trainer()
+        trainer.register_hooks([hooks.PreciseBN(2, model, loader, num_iter=5)])
+        trainer.train(0, 2)
+        statistics.append(model.norm.running_mean)
+    torch.testing.assert_close(*statistics)
+    assert "cannot begin" not in caplog.text
+
+
+@pytest.mark.parametrize(("loader", "message"), [([], "gives no batch"), (iter([torch.randn(2, 3, 4, 4)]), "iterator")])
+def test_precise_statistics_without_enough_batches_are_refused_and_change_nothing(loader, message):
     model = NormedModel()
     trainer = toy_trainer()
-    trainer.register_hooks([hooks.PreciseBN(0, model, [torch.randn(2, 3, 4, 4)], num_iter=2)])
-    with pytest.raises(ValueError, match=r"wants 2 batches.*after 1"):
+    trainer.register_hooks([hooks.PreciseBN(0, model, loader, num_iter=2)])
+    with pytest.raises(ValueError, match=message):
         trainer.train(0, 1)
     assert torch.equal(model.norm.running_mean, torch.zeros(3))
 

@@ -264,6 +264,25 @@ def test_a_training_within_a_training_stops_both(tmp_path):
     assert saved(tmp_path / "inner") == [f"model_{STOP_AT:07d}.pth"]
 
 
+def test_a_training_takes_sigterm_from_what_ends_the_program_otherwise_and_gives_it_back(tmp_path):
+    with interruption.unwinding():
+        trainer, _ = trainer_in(tmp_path, call_at("before_step", lambda: send(signal.SIGTERM)))
+        with pytest.raises(StoppedBySignal) as caught:
+            trainer.train(0, NUM_ITERS)
+        assert caught.value.on_all_ranks
+        assert saved(tmp_path) == [f"model_{STOP_AT:07d}.pth"]
+        with pytest.raises(StoppedBySignal, match="143"):
+            send(signal.SIGTERM)
+
+
+def test_a_signal_that_is_put_off_comes_at_the_end_of_the_block():
+    done = []
+    with interruption.unwinding() as block, pytest.raises(StoppedBySignal), block.put_off():
+        send(signal.SIGTERM)
+        done.append("all of it")
+    assert done == ["all of it"]
+
+
 def _sleep(connection):
     connection.send("ready")
     time.sleep(100)

@@ -137,8 +137,8 @@ def assert_same(first, second):
 def assert_nothing_is_left(program: Program, seen: set[int]) -> None:
     """Of all processes of the runs in a folder."""
     assert [path.name for path in program.folder.rglob(".*")] == []
-    # The compiler of torch makes its cache there.
-    left = [path.name for path in program.temporary.iterdir() if not path.name.startswith("torchinductor")]
+    # torch makes the folder of its compiler's cache there, for all programs of a user, as soon as it is imported.
+    left = [path.name for path in program.temporary.iterdir() if not path.name.startswith("torchinductor_")]
     assert left == []
     assert [name for name in os.listdir("/dev/shm") if any(f"_{pid}_" in name for pid in seen)] == []
 

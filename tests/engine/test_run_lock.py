@@ -2,7 +2,10 @@
 
 import argparse
 import json
+import logging
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -13,6 +16,7 @@ import pytest
 from detlab.config.config import get_cfg
 from detlab.engine import run_lock
 from detlab.engine.defaults import default_setup
+from detlab.engine.hooks import CallbackHook, PeriodicWriter
 from detlab.engine.run_lock import (
     OutputDirInUseError,
     hold_output_dir,
@@ -21,16 +25,17 @@ from detlab.engine.run_lock import (
     user_of_output_dir,
 )
 from detlab.engine.train_loop import HookBase
+from detlab.utils.logger import setup_logger
 from tests.engine.test_defaults import ToyTrainer, toy_cfg
 
-HOLD = """
+HOLD = r"""
 import os, sys, time
 from detlab.engine.run_lock import lock_output_dir
 lock_output_dir(sys.argv[1])
 if "fork" in sys.argv and os.fork() == 0:
-    print(os.getpid(), flush=True)
+    os.write(1, b"%d\n" % os.getpid())
     time.sleep(100)
-print("holds", flush=True)
+os.write(1, b"holds\n")
 sys.stdin.read()
 """
 
@@ -132,6 +137,163 @@ def test_a_directory_that_was_deleted_is_taken_anew(tmp_path):
     lock_output_dir(str(folder))
     assert (folder / run_lock.FILE_NAME).exists()
     unlock_output_dir(str(folder))
+
+
+def test_one_folder_by_two_names_is_one(tmp_path, monkeypatch):
+    folder, link = tmp_path / "a", tmp_path / "link"
+    folder.mkdir()
+    link.symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    lock_output_dir(str(folder))
+    with hold_output_dir(str(link)):
+        assert user_of_output_dir("link") == ""
+    assert list(folder.iterdir()) == []
+
+
+def test_a_directory_is_given_back_also_when_the_program_has_gone_elsewhere(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    monkeypatch.chdir(tmp_path / "a")
+    with hold_output_dir("."):
+        monkeypatch.chdir(tmp_path / "b")
+        assert (tmp_path / "a" / run_lock.FILE_NAME).exists()
+    assert list((tmp_path / "a").iterdir()) == []
+
+
+def test_a_folder_in_place_of_the_lock_is_refused_with_the_cure(tmp_path):
+    (tmp_path / run_lock.FILE_NAME).mkdir()
+    with pytest.raises(ValueError, match=r"running\.lock shall be written as a file, but a folder.*move it away"):
+        lock_output_dir(str(tmp_path))
+
+
+# ------------------------------------------------------------------------------------------- a folder that disappears
+
+
+@pytest.fixture
+def disappearing(tmp_path):
+    """A trainer that logs, writes metrics and saves every 2 of 6 iterations, and ``at(iteration, function)``."""
+    folder = tmp_path / "run"
+    cfg = toy_cfg(folder)
+    setup_logger(str(folder))
+    trainer = ToyTrainer(cfg)
+    next(hook for hook in trainer.hooks if isinstance(hook, PeriodicWriter))._period = 2
+
+    def at(iteration, function):
+        trainer.register_hooks([CallbackHook(before_step=lambda t: function() if t.iter == iteration else None)])
+
+    yield folder, trainer, at
+    package_log = logging.getLogger("detlab")
+    for handler in [handler for handler in package_log.handlers if str(folder) in getattr(handler, "path", "")]:
+        package_log.removeHandler(handler)
+        handler.close()
+    unlock_output_dir(str(folder))
+
+
+def test_a_directory_that_is_deleted_in_training_is_taken_again_and_its_files_are_opened_anew(disappearing):
+    folder, trainer, at = disappearing
+    is_locked = []
+    at(3, lambda: shutil.rmtree(folder))
+    at(5, lambda: is_locked.append(user_in_another_process(folder)))
+    trainer.train()
+    assert is_locked == [f"process {os.getpid()}"]
+    assert {path.name for path in folder.glob("*.pth")} == {"model_0000003.pth", "model_0000005.pth", "model_final.pth"}
+    rows = [json.loads(line) for line in (folder / "metrics.json").read_text(encoding="utf-8").splitlines()]
+    assert [row["iteration"] for row in rows] == [3, 5, 6]
+    log = (folder / "log.txt").read_text(encoding="utf-8")
+    (warning,) = (line for line in log.splitlines() if "was deleted or moved away" in line)
+    for part in (str(folder), "config.yaml, the checkpoints", "events.out.tfevents, log.txt, metrics.json"):
+        assert part in warning
+    assert len(list(folder.glob("events.out.tfevents.*"))) == 1
+    assert not (folder / run_lock.FILE_NAME).exists()
+
+
+def test_a_run_whose_directory_has_another_user_ends_and_writes_nothing(disappearing):
+    folder, trainer, at = disappearing
+
+    def give_to_another():
+        folder.rename(folder.with_name("moved"))
+        folder.mkdir()
+        note_of(folder)
+
+    at(3, give_to_another)
+    with pytest.raises(
+        OutputDirInUseError, match=r"this run ends and writes nothing more.*process 7 on host elsewhere"
+    ):
+        trainer.train()
+    assert trainer.iter == 3
+    assert [path.name for path in folder.iterdir()] == [run_lock.FILE_NAME]
+    assert json.loads((folder / run_lock.FILE_NAME).read_text(encoding="utf-8"))["pid"] == 7
+
+
+def test_a_lock_that_somebody_removes_is_taken_again_and_nothing_is_said_to_be_lost(disappearing):
+    folder, trainer, at = disappearing
+    is_locked = []
+    at(3, (folder / run_lock.FILE_NAME).unlink)
+    at(5, lambda: is_locked.append(user_in_another_process(folder)))
+    trainer.train()
+    assert is_locked == [f"process {os.getpid()}"]
+    log = (folder / "log.txt").read_text(encoding="utf-8")
+    assert f"{run_lock.FILE_NAME} was removed from {folder}" in log
+    assert "lost" not in log
+
+
+def user_in_another_process(folder):
+    """Whom another process would find in a folder."""
+    code = "import sys; from detlab.engine.run_lock import user_of_output_dir; print(user_of_output_dir(sys.argv[1]))"
+    said = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True).stdout
+    return " ".join(said.split()[:2])
+
+
+# ------------------------------------------------------------------------------------------------- SIGTERM at the start
+
+START = """
+import argparse, os, signal, sys
+from detlab.config.config import get_cfg
+from detlab.engine import defaults, run_lock
+from detlab.utils import file_io
+
+def end(*_, **__):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+folder, moment = sys.argv[1:]
+cfg = get_cfg()
+cfg.OUTPUT_DIR, cfg.MODEL.DEVICE = folder, "cpu"
+if moment == "while it locks":
+    # Between the lock and the note of it.
+    run_lock._write_note = end
+elif moment == "while it writes":
+    os.fsync = end
+defaults.default_setup(cfg, argparse.Namespace())
+print("is set up", flush=True)
+end()
+print("went on", flush=True)
+"""
+
+
+@pytest.mark.parametrize("moment", ["while it locks", "while it writes", "before it trains"])
+def test_sigterm_before_training_leaves_neither_a_lock_nor_half_a_file(tmp_path, moment):
+    process = subprocess.run([sys.executable, "-c", START, str(tmp_path), moment], capture_output=True, text=True)
+    assert process.returncode == 143, process.stderr
+    assert ("is set up" in process.stdout) == (moment == "before it trains")
+    assert "went on" not in process.stdout
+    assert "Traceback" not in process.stderr
+    assert [path.name for path in tmp_path.glob(".*")] == []
+
+
+def test_sigterm_is_as_usual_when_no_directory_is_held(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_lock, "_held", {})
+    monkeypatch.setattr(run_lock, "_cleaning", None)
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        with hold_output_dir(str(tmp_path)):
+            assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        note_of(tmp_path)
+        with pytest.raises(OutputDirInUseError):
+            lock_output_dir(str(tmp_path))
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.parametrize("output_dir", ["", "s3://bucket/run"])

@@ -12,7 +12,7 @@ from torch import nn
 from detlab.data.build import build_detection_test_loader
 from detlab.data.catalog import DatasetCatalog, MetadataCatalog
 from detlab.engine.defaults import DefaultTrainer, evaluate_only
-from detlab.engine.test_plan import config_for_evaluation, warn_of_weights_that_are_not_finite
+from detlab.engine.test_plan import check_test_side, config_for_evaluation, warn_of_weights_that_are_not_finite
 from detlab.evaluation.evaluator import DatasetEvaluator
 from tests.engine.test_defaults import ToyTrainer, toy_cfg
 from tests.engine.toys import ToyLoader, ToyModel
@@ -118,6 +118,66 @@ def test_annotations_that_are_not_there_are_said_before_the_first_iteration(tmp_
     with pytest.raises(FileNotFoundError, match=r"gone\.json"):
         trainer.train()
     assert trainer.iter == 0
+
+
+class Promising(CountImages):
+    """Says beforehand what it will give."""
+
+    def metric_names(self):
+        return {"count": ("images",)}
+
+
+class Derived(Promising):
+    """May give other things, and does not say which."""
+
+
+def evaluated_by(evaluator):
+    class Trainer(CountingTrainer):
+        @classmethod
+        def build_evaluator(cls, cfg, dataset_name):
+            if evaluator is NotImplementedError:
+                raise NotImplementedError
+            return evaluator
+
+    return Trainer
+
+
+@pytest.mark.parametrize(
+    ("evaluator", "expected", "message"),
+    [
+        (
+            Promising(),
+            "['counts', 'images', 2, 0]",
+            "'counts', 'images', but the tasks on data set 'plan_a' are count; did",
+        ),
+        (Promising(), "['count', 'image', 2, 0]", "the metrics of count on .* are images; did you mean 'images'"),
+        ([Promising()], "['bbox', 'AP', 2, 0]", "the tasks on data set 'plan_a' are count"),
+        (None, "['bbox', 'AP', 2, 0]", "the tasks on data set 'plan_a' are none"),
+        (NotImplementedError, "['bbox', 'AP', 2, 0]", "the tasks on data set 'plan_a' are none"),
+    ],
+)
+def test_results_that_no_evaluator_gives_are_not_expected_to_the_end(
+    tmp_path, registered, evaluator, expected, message
+):
+    trainer = evaluated_by(evaluator)(plan_cfg(tmp_path, "TEST.EXPECTED_RESULTS", f"[{expected}]"))
+    with pytest.raises(ValueError, match=message):
+        trainer.train()
+    assert trainer.iter == 0
+
+
+@pytest.mark.parametrize(
+    ("evaluator", "expected"),
+    [
+        (Promising(), "['count', 'images', 2, 0]"),
+        (Promising(), "['count', 'images-small', 2, 0]"),
+        (CountImages(), "['anything', 'images', 2, 0]"),
+        (Derived(), "['anything', 'images', 2, 0]"),
+        ([Promising(), Derived()], "['anything', 'images', 2, 0]"),
+    ],
+)
+def test_results_that_an_evaluator_may_give_are_waited_for(tmp_path, registered, evaluator, expected):
+    cfg = plan_cfg(tmp_path, "TEST.EXPECTED_RESULTS", f"[{expected}]")
+    check_test_side(cfg, evaluated_by(evaluator), False)
 
 
 def test_a_trainer_that_has_no_evaluator_warns_and_trains(tmp_path, registered, caplog):

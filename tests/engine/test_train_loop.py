@@ -2,6 +2,9 @@
 
 import logging
 import math
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -122,6 +125,34 @@ def test_a_hook_sets_the_end_of_a_run_after_the_step_that_is_going_on(moment, it
     assert seen == iterations
     assert trainer.iter == trainer.max_iter == len(iterations)
     assert trainer.state_dict()["iteration"] == len(iterations) - 1
+
+
+@pytest.mark.parametrize("value", [None, "9", float("nan"), True])
+def test_an_end_that_is_no_number_of_iterations_is_refused(value):
+    class SetEnd(HookBase):
+        def before_train(self):
+            self.trainer.max_iter = value
+
+    trainer = toy_trainer()
+    with pytest.raises(TypeError, match=f"max_iter must be a number of iterations, got {value!r}"):
+        trainer.train(0, value)
+    with pytest.raises(TypeError, match=f"start_iter must be a number of iterations, got {value!r}"):
+        trainer.train(value, 3)
+    trainer.register_hooks([SetEnd()])
+    with pytest.raises(TypeError, match=f"max_iter must be a number of iterations, got {value!r}"):
+        trainer.train(0, 3)
+
+
+def test_a_run_without_an_end_is_ended_by_a_hook():
+    class End(HookBase):
+        def after_step(self):
+            if self.trainer.iter == 4:
+                self.trainer.max_iter = 5
+
+    trainer = toy_trainer()
+    trainer.register_hooks([End()])
+    trainer.train(0, math.inf)
+    assert trainer.iter == 5
 
 
 def test_the_state_names_the_last_iteration_that_is_done_at_every_moment():
@@ -345,6 +376,29 @@ def test_a_new_data_loader_begins_where_training_is():
     assert replaced[0].numbers == [3, 4]
 
 
+def test_two_trainers_train_in_two_threads():
+    class MeetTheOther(HookBase):
+        def __init__(self, barrier):
+            self.barrier = barrier
+
+        def before_step(self):
+            self.barrier.wait()
+
+        def after_train(self):
+            # The first to end is not the last that began.
+            self.barrier.wait() if self.trainer.max_iter == 3 else time.sleep(0.05)
+
+    barrier = threading.Barrier(2, timeout=30)
+    trainers = [toy_trainer(), toy_trainer()]
+    for trainer in trainers:
+        trainer.register_hooks([MeetTheOther(barrier)])
+    with ThreadPoolExecutor(2) as pool:
+        futures = [pool.submit(trainer.train, 0, 3 + number) for number, trainer in enumerate(trainers)]
+    for number, (trainer, future) in enumerate(zip(trainers, futures)):
+        future.result()
+        assert [iteration for _, iteration in trainer.storage.history("loss_a").values()] == list(range(3 + number))
+
+
 def test_write_metrics_puts_means_under_the_iteration_and_prefix():
     with EventStorage(5) as storage:
         losses = {"loss_a": torch.tensor(1.0), "loss_b": torch.tensor(2.5)}
@@ -355,6 +409,29 @@ def test_write_metrics_puts_means_under_the_iteration_and_prefix():
     assert latest["data_time"] == (0.25, 3)
     with EventStorage(), pytest.raises(FloatingPointError, match="loss_a = inf"):
         SimpleTrainer.write_metrics({"loss_a": torch.tensor(math.inf)}, 0.0, 0)
+
+
+def test_a_trainer_without_a_loader_says_so_before_any_step():
+    trainer = SimpleTrainer(torch.nn.Linear(1, 1), None, None)
+    with pytest.raises(TypeError, match="must be an iterable of batches, got None"):
+        trainer.train(0, 1)
+
+
+@pytest.mark.parametrize("period", [1, 2])
+def test_metrics_of_a_step_of_ones_own_are_written_when_it_is_time(period):
+    class OwnStep(SimpleTrainer):
+        def run_step(self):
+            losses = self.model(next(self._data_loader_iter))
+            sum(losses.values()).backward()
+            self._write_metrics(losses, 0.5, prefix="own_")
+
+    trainer = toy_trainer(trainer_class=OwnStep, gather_metric_period=period)
+    trainer.train(0, 4)
+    iterations = [iteration for _, iteration in trainer.storage.history("own_loss_a").values()]
+    assert iterations == list(range(period - 1, 4, period))
+    with EventStorage() as storage:
+        trainer._write_metrics({"loss": torch.tensor(2.0)}, 0.5, iter=7)
+    assert storage.latest()["total_loss"] == (2.0, 7)
 
 
 # --------------------------------------------------------------------------------------------------- exact resume

@@ -1,7 +1,9 @@
 """From the command line to weights and results: tools/train_net.py and its relatives, on generated pictures."""
 
+import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -171,11 +173,16 @@ def test_an_evaluation_that_was_killed_is_made_up_for_and_changes_no_weight(comm
     assert rows_with_results("killed") == rows_with_results("whole") == [3, NUM_ITERS]
     assert_same(saved_weights(tmp_path / "whole"), saved_weights(tmp_path / "killed"))
 
+    metrics = (tmp_path / "killed" / "metrics.json").read_text()
     with monkeypatch.context() as patch:
         patch.setattr(defaults, "inference_on_dataset", _killed)
+        # It is finished, and has its results.
+        assert json.dumps(run("killed", "--resume")) == json.dumps(results)
+        (tmp_path / "killed" / "last_evaluation.json").unlink()
         with pytest.raises(KilledError):
             run("killed", "--resume")
-    assert str(run("killed", "--resume")) == str(results)
+    assert json.dumps(run("killed", "--resume")) == json.dumps(results)
+    assert (tmp_path / "killed" / "metrics.json").read_text() == metrics
 
 
 class KilledError(Exception):
@@ -199,8 +206,12 @@ def test_results_of_the_training_are_left_by_an_evaluation_of_other_weights(comm
 def test_a_run_resumed_with_another_number_of_classes_is_refused_before_any_step(command, run_tool, tmp_path):
     run_tool(command("a", options=["DATASETS.TEST", "()"]))
     more = ["DATASETS.TEST", "()", "MODEL.ROI_HEADS.NUM_CLASSES", "7", "SOLVER.MAX_ITER", "9"]
-    with pytest.raises(ValueError, match=r"(?s)momentum_buffer of .*roi_heads.*shape"):
+    with pytest.raises(
+        ValueError, match=r"MODEL\.ROI_HEADS\.NUM_CLASSES 5 -> 7: .*momentum_buffer of .*roi_heads.*shape"
+    ):
         run_tool(command("a", "--resume", options=more))
+    log = (tmp_path / "a" / "log.txt").read_text()
+    assert re.search(r"\| MODEL\.ROI_HEADS\.NUM_CLASSES +\| +5 +\| +7 ", log)
     assert (tmp_path / "a" / "iterations.txt").read_text().split() == [str(i) for i in range(NUM_ITERS)]
 
 
@@ -213,6 +224,20 @@ def test_the_plain_loop_ends_with_the_same_weights_and_resumes(command, run_tool
     (tmp_path / "plain" / "last_checkpoint").write_text("model_0000003.pth")
     run_tool(command("plain", "--resume", options=[*options, "SEED", "55"]), tool="plain_train_net")
     assert_same(saved_weights(tmp_path / "hooks"), saved_weights(tmp_path / "plain"))
+
+
+def test_the_plain_loop_over_a_finite_loader_goes_on_to_its_end(command, run_tool, tmp_path, monkeypatch):
+    tool = load_tool("plain_train_net")
+    build = tool.build_detection_train_loader
+    monkeypatch.setattr(tool, "build_detection_train_loader", lambda cfg: list(itertools.islice(build(cfg), 4)))
+    monkeypatch.setattr(tool, "DetectionCheckpointer", _without_loader(tool.DetectionCheckpointer))
+    tool.main(default_argument_parser().parse_args(command("plain", options=["DATASETS.TEST", "()"])))
+    assert (tmp_path / "plain" / "last_checkpoint").read_text() == "model_final.pth"
+
+
+def _without_loader(checkpointer_class):
+    """A plain list has no state to be saved."""
+    return lambda *args, data_loader=None, **states: checkpointer_class(*args, **states)
 
 
 def test_the_plain_loop_stops_by_a_signal_and_resumes(command, run_tool, tmp_path, monkeypatch):
@@ -275,6 +300,30 @@ def test_what_is_wrong_with_a_python_config_is_said_before_training(
     assert not (tmp_path / "lazy" / "iterations.txt").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--config-file", "configs/quick_start/shapes_mask_rcnn.yaml"],
+            r"shapes_mask_rcnn\.yaml .*tools/train_net\.py",
+        ),
+        ([], "name a Python config with --config-file"),
+    ],
+)
+def test_what_is_no_python_config_is_sent_to_the_program_that_takes_it(
+    run_tool, project_root, monkeypatch, arguments, message
+):
+    monkeypatch.chdir(project_root)
+    with pytest.raises(ValueError, match=message):
+        run_tool(arguments, tool="lazyconfig_train_net")
+
+
+def test_a_python_config_without_a_part_is_refused_with_its_name(run_tool, tmp_path):
+    (tmp_path / "part.py").write_text("model = dict()\ntrain = dict()\n")
+    with pytest.raises(ValueError, match=r"part\.py has no optimizer, lr_multiplier, dataloader"):
+        run_tool(["--config-file", str(tmp_path / "part.py")], tool="lazyconfig_train_net")
+
+
 def test_two_processes_on_the_cpu_train_and_evaluate(command, tmp_path):
     args = default_argument_parser().parse_args(command("two", "--num-gpus", "2"))
     launch_from_args(run_train_net, args, device="cpu")
@@ -326,9 +375,9 @@ def test_a_module_that_is_not_there_is_refused(command, run_tool):
         run_tool(["--import", "nowhere.py", *command("a")])
 
 
-def test_flags_behind_settings_are_refused(command, run_tool):
-    with pytest.raises(ValueError, match="--resume"):
-        run_tool([*command("a"), "--resume", "1"])
+def test_a_setting_without_a_value_is_refused_also_behind_flags(command, run_tool):
+    with pytest.raises(ValueError, match="'SEED' has no value"):
+        run_tool([*command("a"), "--resume", "SEED"])
 
 
 def test_a_run_whose_last_checkpoint_is_not_named_is_not_begun_anew(command, run_tool):

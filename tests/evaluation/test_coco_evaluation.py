@@ -590,3 +590,10 @@ def test_the_fast_implementation_is_taken_when_it_is_installed(small, caplog):
     with caplog.at_level(logging.INFO):
         feed(COCOEvaluator(small, distributed=False)).evaluate()
     assert f"with {'hotcoco' if optional.available('hotcoco') else 'COCOeval_opt'}" in caplog.text
+
+
+def test_names_of_tasks_and_metrics_are_known_beforehand(small):
+    names = COCOEvaluator(small).metric_names()
+    assert names["keypoints"] == ("AP", "AP50", "AP75", "APm", "APl")
+    assert set(names) == {"bbox", "segm", "keypoints", "box_proposals"} and "ARs@1000" in names["box_proposals"]
+    assert set(COCOEvaluator(small, tasks=("bbox",)).metric_names()) == {"bbox", "box_proposals"}

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from detlab.data.catalog import MetadataCatalog
+from detlab.evaluation import pascal_voc_evaluation
 from detlab.evaluation.pascal_voc_evaluation import PascalVOCDetectionEvaluator, parse_rec, voc_ap, voc_eval
 from detlab.structures.boxes import Boxes
 from detlab.structures.instances import Instances
@@ -102,6 +103,21 @@ def test_an_annotation_file_is_parsed_as_it_is(folder):
     assert first == {"name": "cat", "pose": "Left", "truncated": 0, "difficult": 1, "bbox": [51, 51, 70, 70]}
 
 
+def test_an_annotation_file_that_was_written_anew_is_read_anew_and_else_kept(voc, folder):
+    path = folder / "Annotations" / "000002.xml"
+    kept = parse_rec(str(path))
+    assert parse_rec(str(path)) is kept
+    assert feed(PascalVOCDetectionEvaluator(voc), PERFECT)["AP50"] == pytest.approx(100)
+    path.write_text(path.read_text().replace("cat", "bird"))
+    assert [entry["name"] for entry in parse_rec(str(path))] == ["bird"]
+    assert feed(PascalVOCDetectionEvaluator(voc), PERFECT)["AP-bird"] == 0
+
+
+def test_no_more_annotation_files_are_kept_than_the_largest_split_has():
+    limit = pascal_voc_evaluation._parse_rec.cache_info().maxsize
+    assert limit is not None and 11540 <= limit <= 100_000
+
+
 def test_a_broken_annotation_file_is_named(voc, folder):
     broken = folder / "Annotations" / "000002.xml"
     broken.write_text("<annotation><object><name>cat</name></object></annotation>")
@@ -156,3 +172,10 @@ def test_the_real_annotations_as_detections_reach_a_hundred(shared_dir):
         assert [metrics["AP50"], metrics["AP-person"]] == pytest.approx([100, 100])
     finally:
         MetadataCatalog.remove("voc_real")
+
+
+def test_names_of_metrics_are_known_beforehand(voc):
+    evaluator = PascalVOCDetectionEvaluator(voc)
+    assert evaluator.metric_names() == {
+        task: tuple(name for name in metrics if "-" not in name) for task, metrics in evaluator.evaluate().items()
+    }

@@ -86,3 +86,9 @@ def test_without_pixels_there_are_no_numbers():
 
 def test_label_files_are_read_in_the_type_asked_for(stuff):
     assert load_image_into_numpy_array(stuff["sem_seg_file_name"], dtype=int).dtype == np.int64
+
+
+def test_names_of_metrics_are_known_beforehand(stuff):
+    evaluator = SemSegEvaluator("stuff_test")
+    given = {task: [name for name in metrics if "-" not in name] for task, metrics in evaluator.evaluate().items()}
+    assert evaluator.metric_names() == given

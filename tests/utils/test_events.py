@@ -2,6 +2,8 @@
 
 import json
 import logging
+import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from detlab.utils.events import (
     log_scalar,
     log_scalars,
 )
+from detlab.utils.folder_watch import reopen_files
 
 
 def read_lines(path):
@@ -38,6 +41,38 @@ def test_the_innermost_storage_is_the_open_one():
             assert get_event_storage() is inner
         assert get_event_storage() is outer
         assert outer.iter == outer.iteration == 5
+    assert not has_event_storage()
+
+
+def test_each_thread_has_its_own_storages_and_one_without_takes_the_only_ones():
+    both_are_open = threading.Barrier(2, timeout=30)
+    others = {}
+
+    def look():
+        others["seen"] = get_event_storage() if has_event_storage() else None
+
+    def use(name):
+        with EventStorage() as storage:
+            both_are_open.wait()
+            log_scalar(name, 1.0)
+            look_from_a_thread(look) if name == "a" else None
+            both_are_open.wait()
+        others[name] = list(storage.latest())
+
+    def look_from_a_thread(function):
+        thread = threading.Thread(target=function)
+        thread.start()
+        thread.join()
+
+    threads = [threading.Thread(target=use, args=name) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert others == {"seen": None, "a": ["a"], "b": ["b"]}
+    with EventStorage() as only:
+        look_from_a_thread(look)
+    assert others["seen"] is only
     assert not has_event_storage()
 
 
@@ -144,6 +179,36 @@ def test_json_holds_each_value_once_and_what_came_late_in_a_row_of_its_own(tmp_p
     ]
 
 
+def test_a_writer_that_was_closed_writes_the_next_run_from_its_first_iteration(tmp_path):
+    writer = JSONWriter(str(tmp_path / "metrics.json"))
+    for value in (1.0, 2.0):
+        with EventStorage(3) as storage:
+            storage.put_scalar("a", value)
+            writer.write()
+            writer.close()
+    assert read_lines(tmp_path / "metrics.json") == [{"a": 1.0, "iteration": 3}, {"a": 2.0, "iteration": 3}]
+
+
+def test_what_an_earlier_run_has_written_is_not_repeated(tmp_path):
+    path = tmp_path / "metrics.json"
+    path.write_text('{"a": NaN, "b": 2.0, "iteration": 5}\nno row\n[1]\n{"iteration": [1]}\n{"a": 3.0, "itera')
+    before = path.read_text()
+    for iteration, values, row in (
+        (5, {"a": float("nan")}, ""),
+        (5, {"b": 2.0, "a": float("nan")}, ""),
+        (5, {"b": 2.5}, '{"b": 2.5, "iteration": 5}\n'),
+        (5, {"b": 2.0, "c": 1.0}, '{"b": 2.0, "c": 1.0, "iteration": 5}\n'),
+        (6, {"b": 2.0}, '{"b": 2.0, "iteration": 6}\n'),
+    ):
+        path.write_text(before)
+        writer = JSONWriter(str(path))
+        with EventStorage(iteration) as storage:
+            storage.put_scalars(**values)
+            writer.write()
+        writer.close()
+        assert path.read_text() == f"{before}\n{row}"
+
+
 def test_a_resumed_run_appends_on_a_line_of_its_own(tmp_path):
     path = tmp_path / "metrics.json"
     path.write_text('{"iteration": 0, "lo')
@@ -213,3 +278,30 @@ def test_tensorboard_gets_scalars_images_and_histograms(tmp_path):
     read.Reload()
     assert [(event.step, event.value) for event in read.Scalars("loss")] == [(3, 1.0)]
     assert read.Tags()["images"] == ["sample"] and read.Tags()["histograms"] == ["weights"]
+
+
+def test_files_of_metrics_that_are_gone_are_begun_anew(tmp_path):
+    pytest.importorskip("tensorboard")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    writers = [JSONWriter(str(folder / "metrics.json")), TensorboardXWriter(str(folder))]
+    with EventStorage() as storage:
+        for iteration in range(2):
+            storage.iter = iteration
+            storage.put_scalar("loss", float(iteration))
+            for writer in writers:
+                writer.write()
+            if iteration == 0:
+                shutil.rmtree(folder)
+                folder.mkdir()
+                assert reopen_files(str(folder.resolve())) == ["events.out.tfevents", "metrics.json"]
+                assert reopen_files(str(folder.resolve())) == []
+    for writer in writers:
+        writer.close()
+    assert json.loads((folder / "metrics.json").read_text())["iteration"] == 1
+    (events,) = folder.glob("events.out.tfevents.*")
+    # With the head that readers look for, not the scalar alone.
+    assert b"brain.Event:2" in events.read_bytes()
+    shutil.rmtree(folder)
+    folder.mkdir()
+    assert reopen_files(str(folder.resolve())) == []

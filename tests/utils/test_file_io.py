@@ -11,6 +11,7 @@ import pytest
 
 from detlab.utils import file_io
 from detlab.utils.file_io import (
+    AppendedText,
     PathHandler,
     PathManager,
     RedirectHandler,
@@ -201,3 +202,18 @@ def test_a_lock_can_be_taken_again(tmp_path):
     for _ in range(2):
         with locked(str(tmp_path / "deep" / "x")):
             assert (tmp_path / "deep").is_dir()
+
+
+def test_a_folder_or_pipe_in_place_of_a_file_is_refused_before_anything_is_written(tmp_path):
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("folder", "pipe"):
+        path = str(tmp_path / name)
+        with (
+            pytest.raises(ValueError, match=rf"{name} shall be written as a file.*move it away"),
+            write_atomically(path),
+        ):
+            pytest.fail("it was opened")
+        with pytest.raises(ValueError, match=rf"{name} shall be written as a file.*move it away"):
+            AppendedText(path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "pipe"]

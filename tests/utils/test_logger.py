@@ -1,6 +1,8 @@
 """One format, no duplicates, nothing lost."""
 
+import io
 import logging
+import sys
 import uuid
 
 import pytest
@@ -61,6 +63,24 @@ def test_colours_are_for_terminals(capsys, name, monkeypatch):
     getattr(getattr(termcolor, "can_colorize", None), "cache_clear", lambda: None)()
     logger.info("colourful")
     assert "colourful" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_what_the_console_cannot_show_is_escaped_and_the_file_keeps_it(tmp_path, capfd, name, monkeypatch, encoding):
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding=encoding, write_through=True))
+    # The last one is what a name of a file that is no UTF-8 has.
+    text = "übung ∞ 猫 \udcff"
+    setup_logger(str(tmp_path), name=name).info(text)
+    assert capfd.readouterr().err == ""
+    assert shown.getvalue().decode(encoding).endswith(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+    assert "übung ∞ 猫 \\udcff" in (tmp_path / "log.txt").read_text(encoding="utf-8")
+
+
+def test_a_folder_in_place_of_the_log_is_refused_with_the_cure(tmp_path, name):
+    (tmp_path / "log.txt").mkdir()
+    with pytest.raises(ValueError, match=r"log\.txt shall be written as a file, but a folder.*move it away"):
+        setup_logger(str(tmp_path), name=name)
 
 
 def test_messages_repeat_only_as_often_as_asked(caplog):

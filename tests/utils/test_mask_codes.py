@@ -1,6 +1,8 @@
 """What reaches the COCO tools has been checked: nothing ends the process, hangs it, or invents pixels."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -250,3 +252,25 @@ class TestPolygons:
             with_bounded_outlines({"size": [3, 4], "counts": [12]}, 40, 50)
         with pytest.raises(ValueError, match=r"a\.json: a polygon has x = nan"):
             with_bounded_outlines(json.loads("[[NaN, 1, 2, 3, 4, 5]]"), 40, 50, "a.json")
+
+
+def test_the_coco_tools_say_nothing_where_warnings_are_errors(monkeypatch, project_root):
+    code = (
+        "import numpy as np\n"
+        "from detlab.utils import mask_codes as codes\n"
+        "rle = codes.encode_bitmap(np.eye(5))\n"
+        "assert (codes.decode_rle(rle) == np.eye(5)).all()\n"
+        "assert codes.rle_area(rle) == 5\n"
+        "triangle = [np.array([0, 0, 4, 0, 4, 4.0])]\n"
+        "assert codes.draw_polygons([triangle], 5, 5).any()\n"
+        "codes.checked_rle({'size': [5, 5], 'counts': [0, 0, 25]})\n"
+        "codes.polygons_to_rle([*triangle, *triangle], 5, 5)\n"
+        "import warnings\n"
+        "try:\n"
+        '    warnings.warn("__array__ implementation doesn\'t accept a copy keyword", DeprecationWarning)\n'
+        "except DeprecationWarning:\n"
+        "    print('other warnings are still errors')\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(project_root))
+    run = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=120)
+    assert run.stdout.strip() == "other warnings are still errors", run.stderr

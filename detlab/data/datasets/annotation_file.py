@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from detlab.data.datasets.root_folder import datasets_root
 from detlab.utils.file_io import read_json
 
 __all__ = ["read_annotations"]
@@ -25,6 +26,10 @@ def read_annotations(path: str, what: str = "annotation file") -> Any:
         return read_json(path, what)
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"{error}; built-in datasets are looked for under $DETLAB_DATASETS "
-            f"(now {os.environ.get('DETLAB_DATASETS', 'not set: ./datasets')})"
+            f"{error}; built-in datasets are looked for under $DETLAB_DATASETS (now {_where()})"
         ) from None
+
+
+def _where() -> str:
+    root = datasets_root()
+    return root if os.environ.get("DETLAB_DATASETS", "").strip() else f"not set: ./{root}"

@@ -1,7 +1,7 @@
 """The datasets that are known from the start, by name. Importing this file registers them; no file is touched.
 
-They are looked for in the folder that the environment variable ``DETLAB_DATASETS`` names, ``datasets`` without it, each
-in the layout its publishers give it.
+They are looked for in the folder that the environment variable ``DETLAB_DATASETS`` names, ``datasets`` where
+that is unset or empty, each in the layout its publishers give it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from detlab.data.datasets.coco_panoptic import (
 )
 from detlab.data.datasets.lvis import register_lvis_instances
 from detlab.data.datasets.pascal_voc import register_pascal_voc
+from detlab.data.datasets.root_folder import datasets_root
 from detlab.data.datasets.shapes_catalog import register_all_shapes
 
 __all__ = [
@@ -159,7 +160,7 @@ def _register_ade20k(name: str, folder: str, part: str) -> None:
 
 
 def _register_everything() -> None:
-    root = os.path.expanduser(os.environ.get("DETLAB_DATASETS", "datasets"))
+    root = datasets_root()
     for register in (
         register_all_coco,
         register_all_lvis,

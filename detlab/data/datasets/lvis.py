@@ -16,6 +16,7 @@ from detlab.data.datasets.builtin_meta import builtin_metadata
 from detlab.data.datasets.coco import image_dict, standard_annotations
 from detlab.data.datasets.coco_format import CocoContent, class_indices, read_coco
 from detlab.data.datasets.entries import Entries
+from detlab.data.datasets.root_folder import datasets_root
 from detlab.utils.garbage import no_garbage_collection
 
 __all__ = ["get_lvis_instances_meta", "load_lvis_json", "register_lvis_instances"]
@@ -140,7 +141,7 @@ def _annotation_file(dataset_name: str) -> str:
     registered = MetadataCatalog.get(dataset_name).get("json_file") if dataset_name in MetadataCatalog else None
     if registered:
         return registered
-    pattern = os.path.join(os.environ.get("DETLAB_DATASETS", "datasets"), "lvis", f"{dataset_name}*.json")
+    pattern = os.path.join(datasets_root(), "lvis", f"{dataset_name}*.json")
     found = sorted(glob.glob(pattern), key=os.path.getsize)
     if not found:
         raise FileNotFoundError(

@@ -26,6 +26,7 @@ import numpy as np
 from PIL import Image
 
 from detlab.data.datasets.builtin_meta import SHAPES_CATEGORIES, SHAPES_KEYPOINT_NAMES
+from detlab.data.datasets.root_folder import datasets_root
 from detlab.utils.file_io import locked, read_json, write_json
 
 __all__ = ["ensure_shapes", "generate_shapes"]
@@ -539,7 +540,7 @@ def _draw_split(writer: _SplitWriter, split_number: int, first_id: int, count: i
 
 def main() -> None:
     """Draws the data set where the built-in names look for it, or into the folder given."""
-    default = os.path.join(os.environ.get("DETLAB_DATASETS", "datasets"), "shapes")
+    default = os.path.join(datasets_root(), "shapes")
     parser = argparse.ArgumentParser(description="Draw the data set that shapes_train and shapes_val name.")
     parser.add_argument("root", nargs="?", default=default, help="folder to make (default: %(default)s)")
     parser.add_argument("--num-train", type=int, default=400, help="pictures to train on")
