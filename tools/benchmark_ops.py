@@ -17,20 +17,24 @@ import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torchvision
 from benchmark import alternate
 from torch import Tensor
 
 from detlab.layers import _ops, _ops_library, _ops_plain
+from detlab.modeling.anchor_generator import DefaultAnchorGenerator
+from detlab.modeling.matcher import Matcher
 from detlab.modeling.poolers import ROIPooler, levels_of_areas
-from detlab.structures import Boxes
+from detlab.structures import BitMasks, Boxes, PackedPolygons, PolygonMasks, pairwise_iou
 
 IMAGE_SIZE_HW = (800, 1216)
 BINS = 7
 NUM_CLASSES = 80
 IOU_THRESH = 0.5
 MAX_OUTPUT = 1000
+TARGET_SIZE = 28
 SECONDS_PER_TURN = 0.02
 BANDWIDTH_BYTES = 1 << 28
 
@@ -44,11 +48,13 @@ class Sizes(NamedTuple):
     boxes: tuple[int, ...] = (1000, 5000, 12000)
     rotated: int = 500
     masks: int = 100
+    objects: int = 20
+    proposals: tuple[int, ...] = (512, 2000)
     image_size_hw: tuple[int, int] = IMAGE_SIZE_HW
 
 
 QUICK_SIZES = Sizes(
-    channels=16, strides=(8,), regions=(8,), boxes=(100,), rotated=10, masks=3,
+    channels=16, strides=(8,), regions=(8,), boxes=(100,), rotated=10, masks=3, objects=3, proposals=(20,),
     image_size_hw=(200, 304),
 )  # fmt: skip
 PYRAMID_STRIDES = (4, 8, 16, 32)
@@ -293,6 +299,43 @@ def suppression_rows(sizes: Sizes, device: str) -> Iterator[Row]:
         yield Row(name, "torchvision", _lazily(nms_fixed_case, sizes, device, count))
 
 
+# Matching.
+
+
+def match_case(objects: Tensor, boxes: Tensor, allow_low_quality_matches: bool) -> Case:
+    """The labels of an image's boxes; plain, from the table of all overlaps."""
+    matcher = Matcher([0.3, 0.7], [0, -1, 1], allow_low_quality_matches)
+    valid = torch.ones((1, len(objects)), dtype=torch.bool, device=objects.device)
+
+    def by_table() -> list[Tensor]:
+        return [x[None] for x in matcher(pairwise_iou(Boxes(objects), Boxes(boxes)))]
+
+    num_bytes = 16 * len(objects) + (16 + 9) * len(boxes)
+    return Case(lambda: matcher.match_batch(objects[None], valid, boxes[None]), by_table, num_bytes)
+
+
+def anchors_case(sizes: Sizes, device: str) -> Case:
+    strides = (*PYRAMID_STRIDES, 64)
+    generator = DefaultAnchorGenerator(
+        sizes=[[8 * stride] for stride in strides], aspect_ratios=[[0.5, 1.0, 2.0]], strides=list(strides)
+    )
+    maps = [torch.empty(1, 1, *(-(-side // stride) for side in sizes.image_size_hw)) for stride in strides]
+    anchors = torch.cat(generator.anchors_of_maps(maps)).to(device)
+    return match_case(draw_boxes(sizes.objects, sizes.image_size_hw).to(device), anchors, True)
+
+
+def proposals_case(sizes: Sizes, device: str, count: int) -> Case:
+    objects, boxes = (draw_boxes(n, sizes.image_size_hw).to(device) for n in (sizes.objects, count))
+    return match_case(objects, boxes, False)
+
+
+def matching_rows(sizes: Sizes, device: str) -> Iterator[Row]:
+    yield Row(f"match_boxes anchors with {sizes.objects} objects", "plain", _lazily(anchors_case, sizes, device))
+    for count in sizes.proposals:
+        name = f"match_boxes {count} proposals with {sizes.objects} objects"
+        yield Row(name, "plain", _lazily(proposals_case, sizes, device, count))
+
+
 # Rotated operators.
 
 
@@ -363,7 +406,61 @@ def paste_case(sizes: Sizes, device: str, threshold: float) -> Case:
     )
 
 
+def draw_polygon_masks(boxes: Tensor) -> PolygonMasks:
+    """A star with 40 corners in each box."""
+    rng = np.random.default_rng(0)
+    angles = np.arange(40) * (2 * np.pi / 40)
+    objects = []
+    for x1, y1, x2, y2 in boxes.tolist():
+        radii = rng.uniform(0.5, 1, 40)
+        xs = (x1 + x2) / 2 + (x2 - x1) / 2 * radii * np.cos(angles)
+        ys = (y1 + y2) / 2 + (y2 - y1) / 2 * radii * np.sin(angles)
+        objects.append([np.stack([xs, ys], axis=1).reshape(-1)])
+    return PolygonMasks(objects)
+
+
+def draw_foreground(sizes: Sizes, device: str) -> tuple[PolygonMasks, Tensor, Tensor]:
+    """Objects, and proposals (R, 4) around them with the row (R,) of each one's object."""
+    generator = torch.Generator().manual_seed(1)
+    objects = draw_boxes(sizes.objects, sizes.image_size_hw)
+    rows = torch.randint(0, sizes.objects, (sizes.proposals[0],), generator=generator)
+    extent = (objects[:, 2:] - objects[:, :2]).repeat(1, 2)[rows]
+    boxes = objects[rows] + 0.1 * extent * torch.randn(len(rows), 4, generator=generator)
+    return draw_polygon_masks(objects), boxes.to(device), rows.to(device)
+
+
+def polygon_target_case(sizes: Sizes, device: str) -> Case:
+    """The COCO tools draw each polygon moved to its box, on the CPU."""
+    masks, boxes, rows = draw_foreground(sizes, device)
+    packed = PackedPolygons.from_polygons(masks).to(device)
+    parts = (packed.coords, packed.polygon_offsets, packed.object_offsets)
+    num_bytes = 16 * len(packed.coords) + 24 * len(rows) + TARGET_SIZE**2 * len(rows)
+    return Case(
+        lambda: packed.crop_and_resize(rows, boxes, TARGET_SIZE),
+        lambda: _ops_plain.mask_targets_from_polygons(*parts, rows, boxes, TARGET_SIZE),
+        num_bytes,
+    )
+
+
+def bitmap_target_case(sizes: Sizes, device: str) -> Case:
+    """A copy of its bitmap for each proposal, pooled as a feature map."""
+    masks, boxes, rows = draw_foreground(sizes, device)
+    bitmaps = BitMasks.from_polygon_masks(masks, *sizes.image_size_hw).to(device)
+    index = torch.arange(len(rows), dtype=torch.float32, device=device)[:, None]
+
+    def from_copies() -> Tensor:
+        copies = bitmaps.tensor[rows, None].float()
+        shape = (TARGET_SIZE, TARGET_SIZE)
+        return _ops.roi_align(copies, torch.cat((index, boxes), dim=1), shape, 1.0, 0, True).squeeze(1) >= 0.5
+
+    num_bytes = bitmaps.tensor.numel() + (24 + TARGET_SIZE**2) * len(rows)
+    return Case(lambda: bitmaps.crop_and_resize(boxes, TARGET_SIZE, rows=rows), from_copies, num_bytes)
+
+
 def mask_rows(sizes: Sizes, device: str) -> Iterator[Row]:
+    name = f"{sizes.proposals[0]} of {TARGET_SIZE}x{TARGET_SIZE} from {sizes.objects}"
+    yield Row(f"mask_targets {name} polygons", "plain", _lazily(polygon_target_case, sizes, device))
+    yield Row(f"mask_targets {name} bitmaps", "plain", _lazily(bitmap_target_case, sizes, device))
     height, width = sizes.image_size_hw
     for threshold, kind in ((0.5, "bits"), (-1.0, "soft values")):
         name = f"paste_masks {sizes.masks} of 28x28 into {height}x{width} {kind}"
@@ -396,7 +493,7 @@ def measure_bandwidth(device: str, repeats: int, num_bytes: int) -> float:
 
 
 def check_same(name: str, own: object, other: object) -> None:
-    """Raises AssertionError unless the results agree: integers exactly, up to one step of rounding for soft masks."""
+    """Raises AssertionError unless the results agree: integers exactly, up to one step of rounding for masks."""
     own_tensors, other_tensors = ([x] if isinstance(x, Tensor) else list(x) for x in (own, other))
     assert len(own_tensors) == len(other_tensors), name
     for a, b in zip(own_tensors, other_tensors):
@@ -442,7 +539,7 @@ def main() -> None:
     if torch.device(args.device).type not in _ops_library.load().devices:
         print("warning: the compiled library does not serve this device; detlab's times are those of its substitutes")
     print(f"{'':70}{'detlab ms':>11}{'other ms':>11}  {'other':12}{'ratio':>7}{'bytes ms':>11}")
-    groups = (pooling_rows, suppression_rows, rotated_rows, mask_rows, tiny_rows)
+    groups = (pooling_rows, suppression_rows, matching_rows, rotated_rows, mask_rows, tiny_rows)
     for row in (row for group in groups for row in group(sizes, args.device)):
         if re.search(args.rows, row.name):
             print_row(row, args.device, args.repeats, 0 if args.quick else SECONDS_PER_TURN, bandwidth)

@@ -66,6 +66,13 @@ class TestPolygons:
         assert targets.any()
         assert torch.equal(targets, plain_ops.mask_targets_from_polygons(*arguments))
 
+    def test_a_large_target_is_drawn_in_strips(self, ops):
+        objects, boxes = scene(5)
+        arguments = *packed(objects), torch.arange(5), boxes, 600
+        targets = ops.mask_targets_from_polygons(*arguments)
+        assert targets[:, :, 400:].any()
+        assert torch.equal(targets, plain_ops.mask_targets_from_polygons(*arguments))
+
     def test_rows_choose_objects_and_one_that_is_none_gives_an_empty_mask(self, ops):
         objects, boxes = scene()
         rows = torch.from_numpy(seeded(1).integers(-1, 26, 25))
@@ -138,18 +145,10 @@ class TestPolygons:
         objects, boxes = scene(6)
         coords, starts, firsts = packed(objects)
         rows = torch.arange(6)
-        for lie in (1 << 60, -(1 << 60), 7):
-            for bad_starts, bad_firsts in (
-                (torch.full_like(starts, lie), firsts),
-                (starts, torch.full_like(firsts, lie)),
-            ):
-                targets = ops.mask_targets_from_polygons(coords, bad_starts, bad_firsts, rows, boxes, 9)
-                assert not targets.any()
-            assert ops.mask_targets_from_polygons(coords, starts.flip(0), firsts.flip(0), rows, boxes, 9).shape == (
-                4,
-                9,
-                9,
-            )
+        lies = [(torch.full_like(starts, lie), firsts) for lie in (1 << 60, -(1 << 60), 7)]
+        lies += [(starts, torch.full_like(firsts, lie)) for lie in (1 << 60, -(1 << 60), 7)]
+        for bad_starts, bad_firsts in (*lies, (starts.flip(0), firsts.flip(0))):
+            assert not ops.mask_targets_from_polygons(coords, bad_starts, bad_firsts, rows, boxes, 9).any()
 
     def test_polygons_of_fewer_than_three_corners_fill_nothing(self, ops):
         points = np.array([[1.0, 1], [7, 5]])

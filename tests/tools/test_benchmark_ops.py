@@ -8,7 +8,7 @@ import sys
 import pytest
 
 OPERATORS = ("roi_align", "pooler", "nms", "batched_nms", "nms_fixed", "roi_align_rotated", "nms_rotated",
-             "box_iou_rotated", "paste_masks")  # fmt: skip
+             "box_iou_rotated", "paste_masks", "match_boxes", "mask_targets")  # fmt: skip
 
 
 def run(project_root, *arguments):
