@@ -4,6 +4,7 @@ Shapes: R boxes, O objects, P polygons, V corners, H x W a bitmap, M x M a targe
 """
 
 import math
+import os
 
 import numpy as np
 import pytest
@@ -217,8 +218,11 @@ class TestBitmaps:
     def test_bits_on_a_gpu_are_those_of_fused_sums_on_the_cpu(self, backend):
         arguments = *bitmap_scene(boxes=200, whole=True), 14
         on_cpu, emulated = (backend(name).mask_targets_from_bitmaps(*arguments) for name in ("cpu", "emulated"))
-        # Instruction sets without fused sums round differently where an average is one half.
-        assert (on_cpu != emulated).float().mean() < 1e-3
+        # Processors without fused sums round differently where an average is one half.
+        has_fused_sums = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+        wants_others = os.environ.get("DETLAB_CPU_CAPABILITY") == "default"
+        most_apart = 0.0 if has_fused_sums and not wants_others else 1e-3
+        assert (on_cpu != emulated).float().mean() <= most_apart
 
     @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
     def test_a_box_that_is_not_finite_gives_an_empty_mask(self, ops, value):
