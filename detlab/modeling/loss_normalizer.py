@@ -5,6 +5,7 @@ the mean of the ranks' counts. A rank whose images have no objects would otherwi
 """
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch import Tensor
 from detlab.structures.object_batch import StepNotes
 from detlab.utils.comm import all_reduce_mean
 
-__all__ = ["exchange_normalizers", "mean_over_ranks", "normalizer_of"]
+__all__ = ["Exchanged", "exchange_normalizers", "mean_over_ranks", "normalizer_of"]
 
 
 def mean_over_ranks(count: Tensor) -> Tensor:
@@ -24,13 +25,24 @@ def mean_over_ranks(count: Tensor) -> Tensor:
     return all_reduce_mean(count).clamp(min=1)
 
 
-def exchange_normalizers(counts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+class Exchanged(NamedTuple):
+    """One count of a step, after the exchange."""
+
+    mean: Tensor  # of all ranks, at least 1, 0-dim
+    own: Tensor  # of this rank, 0-dim
+
+
+def exchange_normalizers(counts: Mapping[str, Tensor]) -> dict[str, Exchanged]:
     """:func:`mean_over_ranks` of several 0-dim counts with one exchange."""
-    return dict(zip(counts, mean_over_ranks(torch.stack(list(counts.values()))).unbind()))
+    own = torch.stack(list(counts.values()))
+    return {name: Exchanged(*pair) for name, *pair in zip(counts, mean_over_ranks(own).unbind(), own.unbind())}
 
 
 def normalizer_of(notes: StepNotes, name: str, count: Tensor) -> Tensor:
     """What a loss of this step is divided by: what was exchanged for all losses at once, else an exchange of its own.
+
+    Somebody may have dropped objects after the exchange. Another one might wait for ever for a rank that has none left
+    and leaves the loss out, so the mean then shrinks as this rank's count did.
 
     Args:
         notes: of the step.
@@ -38,5 +50,6 @@ def normalizer_of(notes: StepNotes, name: str, count: Tensor) -> Tensor:
         count: of this rank, 0-dim.
     """
     if name not in notes.normalizers:
-        notes.normalizers[name] = mean_over_ranks(count)
-    return notes.normalizers[name]
+        notes.normalizers |= exchange_normalizers({name: count})
+    mean, own = notes.normalizers[name]
+    return torch.where(own > 0, mean * (count / own.clamp(min=1)), torch.maximum(mean, count)).clamp(min=1)

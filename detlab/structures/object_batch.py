@@ -72,20 +72,14 @@ class StepNotes:
 
     Attributes:
         measured: statistics by name, 0-dim tensors or numbers.
-        normalizers: what sums of losses are divided by, already the mean over the ranks.
+        normalizers: what was exchanged between the ranks of the numbers that sums of losses are divided by.
         pictures: (C, H, W) images by name; None unless somebody wants to see them.
     """
 
     def __init__(self) -> None:
         self.measured: dict[str, Any] = {}
-        self.normalizers: dict[str, Tensor] = {}
+        self.normalizers: dict[str, Any] = {}
         self.pictures: dict[str, Tensor] | None = None
-
-    def of_other_objects(self) -> StepNotes:
-        """The notes of the same step for objects that may be others, of which no sums were exchanged."""
-        notes = StepNotes()
-        notes.measured, notes.pictures = self.measured, self.pictures
-        return notes
 
 
 class NotedList(list[Instances]):
@@ -560,13 +554,12 @@ def as_batch(instances: Sequence[Instances]) -> ObjectBatch:
     """The batch that a stage works on.
 
     Args:
-        instances: a batch, returned itself unless elements of it were handed out; or N :class:`Instances`. A new
-            batch shares the notes of the step, but not what its sums are divided by: its objects may be others.
+        instances: a batch, returned itself unless elements of it were handed out; or N :class:`Instances`.
     """
     if isinstance(instances, ObjectBatch) and not instances.was_handed_out:
         return instances
     batch = _pad(list(instances))
-    batch.notes = notes_of(instances).of_other_objects()
+    batch.notes = notes_of(instances)
     return batch
 
 

@@ -10,6 +10,7 @@ from detlab.engine.defaults import create_ddp_model
 from detlab.engine.launch import launch
 from detlab.engine.train_loop import SimpleTrainer
 from detlab.modeling import build_model
+from detlab.modeling.roi_heads import StandardROIHeads, select_foreground_proposals
 from detlab.solver import build_optimizer
 from detlab.utils import comm
 from tests.modeling.tiny import tiny_batch, tiny_config
@@ -58,6 +59,16 @@ def test_weights_after_ten_iterations_are_those_of_one_process(processes, tmp_pa
     assert distance(got, expected) <= 0.005 * travelled
 
 
+class LeavesOutMasks(StandardROIHeads):
+    """As users write it: looks at the objects, and runs no head where there is none."""
+
+    def _forward_mask(self, features, instances):
+        objects, _ = select_foreground_proposals(instances, self.num_classes)
+        if sum(len(own) for own in objects) == 0:
+            return {"loss_mask": 0.0}
+        return super()._forward_mask(features, instances)
+
+
 def exchange(folder: str) -> None:
     """One step without DDP; the images of rank 1 have no objects, as a mapper leaves them, and give no proposals."""
     torch.manual_seed(0)
@@ -83,14 +94,21 @@ def exchange(folder: str) -> None:
 
     torch.distributed.all_reduce = counted
     losses = {name: loss.item() for name, loss in model(own).items()}
-    torch.save({"losses": losses, "sent": sent}, Path(folder, f"{comm.get_rank()}_of_{comm.get_world_size()}.pth"))
+    model.roi_heads.__class__ = LeavesOutMasks
+    by_lists = {name: float(loss) for name, loss in model(own).items()}
+    torch.save(
+        {"losses": losses, "by_lists": by_lists, "sent": sent},
+        Path(folder, f"{comm.get_rank()}_of_{comm.get_world_size()}.pth"),
+    )
 
 
 def test_a_rank_without_proposals_exchanges_what_the_other_does_and_the_mean_loss_is_that_of_one_process(tmp_path):
     launch(exchange, 1, args=(str(tmp_path),), device="cpu")
     launch(exchange, 2, dist_url="auto", args=(str(tmp_path),), device="cpu")
     alone, first, second = load(tmp_path / "0_of_1.pth"), load(tmp_path / "0_of_2.pth"), load(tmp_path / "1_of_2.pth")
-    assert alone["sent"] == [] and first["sent"] == second["sent"] == [3]
+    assert alone["sent"] == [] and first["sent"] == second["sent"] == [3, 3]
+    assert first["by_lists"] == pytest.approx(first["losses"], rel=1e-4)
+    assert second["by_lists"] == pytest.approx(second["losses"], rel=1e-4)
     for name in ("loss_cls", "loss_box_reg", "loss_mask", "loss_keypoint"):
         assert second["losses"][name] == 0 and alone["losses"][name] > 0
         assert first["losses"][name] / 2 == pytest.approx(alone["losses"][name], rel=1e-4), name

@@ -74,9 +74,15 @@ def make_config(**parts):
 
 
 def all_are_drawn(cfg):
-    """Every random draw is of all anchors and proposals there are, so that order alone is random."""
+    """Every random draw is of all anchors and proposals there are, so that order alone is random.
+
+    There are more places for proposals and detections than are taken, so that batches have padding.
+    """
     cfg.merge_from_list(["MODEL.RPN.BATCH_SIZE_PER_IMAGE", 100000, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 100000,
-                         "MODEL.RPN.POSITIVE_FRACTION", 1.0, "MODEL.ROI_HEADS.POSITIVE_FRACTION", 1.0])  # fmt: skip
+                         "MODEL.RPN.POSITIVE_FRACTION", 1.0, "MODEL.ROI_HEADS.POSITIVE_FRACTION", 1.0,
+                         "MODEL.RPN.NMS_THRESH", 0.1, "MODEL.RPN.POST_NMS_TOPK_TRAIN", 90,
+                         "MODEL.RPN.POST_NMS_TOPK_TEST", 90, "MODEL.ROI_HEADS.NMS_THRESH_TEST", 0.1,
+                         "TEST.DETECTIONS_PER_IMAGE", 90])  # fmt: skip
     return cfg
 
 
@@ -177,6 +183,19 @@ def test_padding_changes_no_loss_no_gradient_and_no_detection(parts, monkeypatch
         packed, packed_found = Trained(model), detect(model)
     assert_same_training(padded, packed)
     assert_same_detections(padded_found, packed_found)
+
+
+@pytest.mark.parametrize("config", [tiny_config, tiny_c4_config])
+def test_the_batches_of_these_tests_have_padding(config):
+    model = make_model(all_are_drawn(config())).eval()
+    with torch.no_grad():
+        images = model.preprocess_image(make_inputs())
+        features = model.backbone(images.tensor)
+        proposals, _ = model.proposal_generator(images, features, None)
+        found, _ = model.roi_heads(images, features, proposals, None)
+    for batch in (proposals, found):
+        counts = batch.valid.sum(dim=1).tolist()
+        assert 0 < min(counts) < max(counts) < batch.num_places == 90
 
 
 # ---------------------------------------------------------------------------------------------------- ROI heads
