@@ -4,17 +4,30 @@ Shapes: N images, H x W their size.
 
 The stages are the model's own; only the shell of ``Instances`` is missing. So ``torch.export`` and ``torch.compile``
 follow it without a break, and a CUDA graph can hold it.
+
+A program is made, kept and used so; whoever loads it needs this package for its operators, but neither the config nor
+the code of the model::
+
+    from detlab.export import export_program
+
+    program = export_program(model, images)  # (N, 3, H, W); other N, H and W may come later
+    torch.export.save(program, "model.pt2")
+
+    import detlab.export  # registers the operators
+    found = torch.export.load("model.pt2").module()(images, image_sizes)
 """
 
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.utils import _pytree as pytree
 
 from detlab.modeling.meta_arch.rcnn import FixedSizeOutput
 from detlab.modeling.tensor_form import check_tensor_form
 
-__all__ = ["FixedSizeOutput", "FixedSizeRCNN"]
+__all__ = ["FixedSizeOutput", "FixedSizeRCNN", "export_program"]
 
 
 class FixedSizeRCNN(nn.Module):
@@ -46,6 +59,56 @@ class FixedSizeRCNN(nn.Module):
         """
         sizes = _full_sizes(images) if image_sizes is None else image_sizes
         return self.model.tensor_core(images, sizes)
+
+
+def export_program(model: nn.Module, images: Tensor, *, dynamic: bool = True) -> ExportedProgram:
+    """The tensor core of a model as a program of ``torch.export``; see the head of this file for its use.
+
+    Args:
+        model: as for :class:`FixedSizeRCNN`.
+        images: (N, 3, H, W) on the model's device, an example: only its shape counts.
+        dynamic: the program takes any N, and any H and W that are multiples of the backbone's ``size_divisibility`` and
+            at least twice that. Otherwise it takes images of the example's shape.
+
+    Returns:
+        A program of two inputs, ``images`` and ``image_sizes`` (N, 2) float32.
+
+    Raises:
+        TypeError: as for :class:`FixedSizeRCNN`.
+        ValueError: for an example that the model cannot take.
+    """
+    core = FixedSizeRCNN(model)
+    step = max(core.model.backbone.size_divisibility, 1)
+    _check_example(images, 2 * step if dynamic else step, step)
+    if dynamic and images.shape[0] == 1:
+        images = images.expand(2, -1, -1, -1)  # a size of 1 would be taken for one that never changes
+    shapes: dict[str, Any] | None = None
+    if dynamic:
+        num_images, height, width = Dim("num_images"), Dim("height", min=2), Dim("width", min=2)
+        shapes = {"images": {0: num_images, 2: step * height, 3: step * width}, "image_sizes": {0: num_images}}
+    with torch.no_grad():
+        return torch.export.export(core, (images, _full_sizes(images)), dynamic_shapes=shapes, strict=False)
+
+
+def output_names(program: ExportedProgram) -> list[str]:
+    """The fields of what a program of :func:`export_program` gives, in order, without those that are None."""
+    spec = program.call_spec.out_spec
+    assert spec is not None
+    outputs: Any = pytree.tree_unflatten(list(program.graph_signature.user_outputs), spec)
+    return [name for name, value in outputs._asdict().items() if value is not None]
+
+
+def _check_example(images: Tensor, least: int, step: int) -> None:
+    if images.dim() != 4 or not images.is_floating_point() or images.shape[0] == 0:
+        raise ValueError(
+            f"the example is a batch of images, (N, 3, H, W) floating-point numbers; got {images.dtype} "
+            f"of shape {tuple(images.shape)}"
+        )
+    if any(side < least or side % step for side in images.shape[2:]):
+        raise ValueError(
+            f"the example's height and width must be multiples of {step} and at least {least}, "
+            f"got {images.shape[2]}x{images.shape[3]}; pad it to the right and below"
+        )
 
 
 def _full_sizes(images: Tensor) -> Tensor:
