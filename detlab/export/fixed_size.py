@@ -6,14 +6,14 @@ The stages are the model's own; only the shell of ``Instances`` is missing. So `
 follow it without a break, and a CUDA graph can hold it.
 
 A program is made, kept and used so; whoever loads it needs this package for its operators, but neither the config nor
-the code of the model::
+the model's own code::
 
     from detlab.export import export_program
 
     program = export_program(model, images)  # (N, 3, H, W); other N, H and W may come later
     torch.export.save(program, "model.pt2")
 
-    import detlab.export  # registers the operators
+    import detlab.export  # registers the operators, and the class of what the program gives
     found = torch.export.load("model.pt2").module()(images, image_sizes)
 """
 
@@ -24,10 +24,14 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
-from detlab.modeling.meta_arch.rcnn import FixedSizeOutput
+from detlab.modeling.meta_arch.rcnn import FixedSizeOutput, FixedSizeProposals
 from detlab.modeling.tensor_form import check_tensor_form
 
-__all__ = ["FixedSizeOutput", "FixedSizeRCNN", "export_program"]
+__all__ = ["FixedSizeOutput", "FixedSizeRCNN", "export_program", "trace_core"]
+
+# A saved program names the class of what it gives; only a class known by a name can be.
+for _kind in (FixedSizeOutput, FixedSizeProposals):
+    pytree._register_namedtuple(_kind, serialized_type_name=f"detlab.{_kind.__name__}")
 
 
 class FixedSizeRCNN(nn.Module):
@@ -66,7 +70,7 @@ def export_program(model: nn.Module, images: Tensor, *, dynamic: bool = True) ->
 
     Args:
         model: as for :class:`FixedSizeRCNN`.
-        images: (N, 3, H, W) on the model's device, an example: only its shape counts.
+        images: (N, 3, H, W), an example: only its shape counts.
         dynamic: the program takes any N, and any H and W that are multiples of the backbone's ``size_divisibility`` and
             at least twice that. Otherwise it takes images of the example's shape.
 
@@ -77,25 +81,22 @@ def export_program(model: nn.Module, images: Tensor, *, dynamic: bool = True) ->
         TypeError: as for :class:`FixedSizeRCNN`.
         ValueError: for an example that the model cannot take.
     """
-    core = FixedSizeRCNN(model)
+    return trace_core(FixedSizeRCNN(model), images, dynamic)
+
+
+def trace_core(core: FixedSizeRCNN, images: Tensor, dynamic: bool) -> ExportedProgram:
+    """:func:`export_program` of a core that there is."""
     step = max(core.model.backbone.size_divisibility, 1)
     _check_example(images, 2 * step if dynamic else step, step)
     if dynamic and images.shape[0] == 1:
         images = images.expand(2, -1, -1, -1)  # a size of 1 would be taken for one that never changes
+    images = images.to(next(core.parameters(), images).device)
     shapes: dict[str, Any] | None = None
     if dynamic:
         num_images, height, width = Dim("num_images"), Dim("height", min=2), Dim("width", min=2)
         shapes = {"images": {0: num_images, 2: step * height, 3: step * width}, "image_sizes": {0: num_images}}
     with torch.no_grad():
         return torch.export.export(core, (images, _full_sizes(images)), dynamic_shapes=shapes, strict=False)
-
-
-def output_names(program: ExportedProgram) -> list[str]:
-    """The fields of what a program of :func:`export_program` gives, in order, without those that are None."""
-    spec = program.call_spec.out_spec
-    assert spec is not None
-    outputs: Any = pytree.tree_unflatten(list(program.graph_signature.user_outputs), spec)
-    return [name for name, value in outputs._asdict().items() if value is not None]
 
 
 def _check_example(images: Tensor, least: int, step: int) -> None:

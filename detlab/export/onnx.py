@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
 
-from detlab.export.fixed_size import export_program, output_names
+from detlab.export.fixed_size import FixedSizeRCNN, trace_core
 from detlab.utils.optional import require
 
 if TYPE_CHECKING:
@@ -23,15 +24,15 @@ if TYPE_CHECKING:
 
 __all__ = ["OPSET", "export_onnx", "onnx_translations"]
 
-# RoiAlign samples as this package does from 16 on. The exporter's translations, and so ours, are written for 18; another
-# number only sends the result through a converter.
+# RoiAlign samples as this package does from 16 on. The exporter's translations, and so ours, are written for 18;
+# another number only sends the result through a converter.
 OPSET = 18
 
 
 def onnx_translations() -> dict[Any, Callable]:
-    """What stands for this package's operators in ONNX, as ``custom_translation_table`` of ``torch.onnx.export`` takes it.
+    """What stands for this package's operators in ONNX.
 
-    ``roi_align_levels`` becomes a RoiAlign for each level, ``nms_fixed`` one NonMaxSuppression whose results are padded
+    It is what ``torch.onnx.export(..., dynamo=True, custom_translation_table=...)`` takes. ``roi_align_levels`` becomes a RoiAlign for each level, ``nms_fixed`` one NonMaxSuppression whose results are padded
     to the fixed number; see ``onnx_operators``. Standard operators only.
 
     Raises:
@@ -63,7 +64,7 @@ def export_onnx(
 
     Args:
         model: as for :class:`FixedSizeRCNN`.
-        example_images: (N, 3, H, W) on the model's device; only the shape counts.
+        example_images: (N, 3, H, W); only the shape counts.
         path: the file to write; None writes none.
         class_names: of the classes, in their order.
         input_format: ``RGB`` or ``BGR``; by default what the model says.
@@ -72,11 +73,12 @@ def export_onnx(
     Raises:
         ImportError: if onnx or onnxscript is missing.
         TypeError: as for :class:`FixedSizeRCNN`, or for a model with an operator that has no ONNX form.
-        ValueError: for an example that the model cannot take, or names that are not as many as the classes.
+        ValueError: for an example that the model cannot take, names that are not as many as the classes, or an unknown
+            input format.
     """
     _require_packages()
     metadata = _metadata(model, class_names, input_format)
-    program = export_program(model, example_images, dynamic=dynamic)
+    program = trace_core(_TensorsByName(model), example_images, dynamic)
     translations = onnx_translations()
     _check_operators(program, translations)
     exported = torch.onnx.export(
@@ -86,7 +88,7 @@ def export_onnx(
         opset_version=OPSET,
         custom_translation_table=translations,
         input_names=["images", "image_sizes"],
-        output_names=output_names(program),
+        output_names=_output_names(program),
     )
     assert exported is not None
     exported.model.producer_name = "detlab"
@@ -94,6 +96,20 @@ def export_onnx(
     if path is not None:
         exported.save(path)
     return exported
+
+
+class _TensorsByName(FixedSizeRCNN):
+    """The core with what it gives as a dict, without what the model does not have."""
+
+    def forward(self, images: Tensor, image_sizes: Tensor | None = None) -> Any:
+        found = super().forward(images, image_sizes)._asdict()
+        return {name: value for name, value in found.items() if value is not None}
+
+
+def _output_names(program: ExportedProgram) -> list[str]:
+    spec = program.call_spec.out_spec
+    assert spec is not None
+    return list(pytree.tree_unflatten([None] * spec.num_leaves, spec))
 
 
 def _require_packages() -> None:
@@ -105,6 +121,8 @@ def _metadata(model: Any, class_names: Sequence[str] | None, input_format: str |
     num_classes = getattr(getattr(model, "roi_heads", None), "num_classes", None)
     if class_names is not None and num_classes is not None and len(class_names) != num_classes:
         raise ValueError(f"the model has {num_classes} classes, but class_names has {len(class_names)}")
+    if input_format not in (None, "RGB", "BGR"):
+        raise ValueError(f"input_format is 'RGB' or 'BGR', got '{input_format}'")
     found = {
         "input_format": input_format or getattr(model, "input_format", None),
         "class_names": None if class_names is None else json.dumps(list(class_names), ensure_ascii=False),
