@@ -48,7 +48,8 @@ class FixedSizeRCNN(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         check_tensor_form(model)
-        self.model: Any = model.eval()
+        self.model: Any = model
+        self.eval()
 
     def forward(self, images: Tensor, image_sizes: Tensor | None = None) -> NamedTuple:
         """Detect.
@@ -72,7 +73,7 @@ def export_program(model: nn.Module, images: Tensor, *, dynamic: bool = True) ->
         model: as for :class:`FixedSizeRCNN`.
         images: (N, 3, H, W), an example: only its shape counts.
         dynamic: the program takes any N, and any H and W that are multiples of the backbone's ``size_divisibility`` and
-            at least twice that. Otherwise it takes images of the example's shape.
+            at least twice that, or without one twice its stride. Otherwise it takes images of the example's shape.
 
     Returns:
         A program of two inputs, ``images`` and ``image_sizes`` (N, 2) float32.
@@ -86,14 +87,17 @@ def export_program(model: nn.Module, images: Tensor, *, dynamic: bool = True) ->
 
 def trace_core(core: FixedSizeRCNN, images: Tensor, dynamic: bool) -> ExportedProgram:
     """:func:`export_program` of a core that there is."""
-    step = max(core.model.backbone.size_divisibility, 1)
-    _check_example(images, 2 * step if dynamic else step, step)
-    if dynamic and images.shape[0] == 1:
-        images = images.expand(2, -1, -1, -1)  # a size of 1 would be taken for one that never changes
-    images = images.to(next(core.parameters(), images).device)
+    backbone = core.model.backbone
+    step = max(backbone.size_divisibility, 1)
+    # With fewer than two cells a map of features would be taken for one that never changes.
+    least = 2 * (step if step > 1 else max(shape.stride for shape in backbone.output_shape().values()))
+    _check_example(images, least if dynamic else step, step)
+    # A size of 1 would be taken for one that never changes. A program keeps its example, so that is nobody's picture.
+    num_examples = max(images.shape[0], 2) if dynamic else images.shape[0]
+    images = torch.zeros((num_examples, *images.shape[1:]), device=next(core.parameters(), images).device)
     shapes: dict[str, Any] | None = None
     if dynamic:
-        num_images, height, width = Dim("num_images"), Dim("height", min=2), Dim("width", min=2)
+        num_images, height, width = Dim("num_images"), Dim("height", min=least // step), Dim("width", min=least // step)
         shapes = {"images": {0: num_images, 2: step * height, 3: step * width}, "image_sizes": {0: num_images}}
     with torch.no_grad():
         return torch.export.export(core, (images, _full_sizes(images)), dynamic_shapes=shapes, strict=False)

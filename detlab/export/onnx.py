@@ -1,7 +1,7 @@
 """Models for ONNX Runtime and others that read ONNX.
 
-Needs the packages of the extra ``onnx``. What is not possible: keypoints come as heat maps
-(:func:`heatmaps_to_keypoints` reads them), and rotated boxes and deformable convolutions have no ONNX operator.
+Needs the packages of the extra ``onnx``. Keypoints come as heat maps, which :func:`heatmaps_to_keypoints` reads.
+Rotated boxes, deformable convolutions and ROIPool have no translation, and models with them are refused.
 
 Shapes: N images, H x W their size.
 """
@@ -32,8 +32,9 @@ OPSET = 18
 def onnx_translations() -> dict[Any, Callable]:
     """What stands for this package's operators in ONNX.
 
-    It is what ``torch.onnx.export(..., dynamo=True, custom_translation_table=...)`` takes. ``roi_align_levels`` becomes a RoiAlign for each level, ``nms_fixed`` one NonMaxSuppression whose results are padded
-    to the fixed number; see ``onnx_operators``. Standard operators only.
+    It is what ``torch.onnx.export(FixedSizeRCNN(model), ..., dynamo=True, custom_translation_table=...)`` takes, for
+    who wants other inputs or names than :func:`export_onnx` gives. ``roi_align_levels`` becomes a RoiAlign for each
+    level, ``nms_fixed`` one NonMaxSuppression whose results are padded to the fixed number. Standard operators only.
 
     Raises:
         ImportError: if onnx or onnxscript is missing.
@@ -72,7 +73,7 @@ def export_onnx(
 
     Raises:
         ImportError: if onnx or onnxscript is missing.
-        TypeError: as for :class:`FixedSizeRCNN`, or for a model with an operator that has no ONNX form.
+        TypeError: as for :class:`FixedSizeRCNN`, or for a model with an operator that has no translation.
         ValueError: for an example that the model cannot take, names that are not as many as the classes, or an unknown
             input format.
     """
@@ -132,10 +133,11 @@ def _metadata(model: Any, class_names: Sequence[str] | None, input_format: str |
 
 
 def _check_operators(program: ExportedProgram, translations: dict[Any, Callable]) -> None:
-    used = {node.target for node in program.graph.nodes if getattr(node.target, "namespace", None) == "detlab"}
+    others = {"detlab", "torchvision"}
+    used = {node.target for node in program.graph.nodes if getattr(node.target, "namespace", None) in others}
     missing = sorted(str(target) for target in used if target not in translations)
     if missing:
         raise TypeError(
-            f"the model uses {', '.join(missing)}, which no ONNX operator can stand for; run it with torch.export or "
-            "torch.compile, or choose a part without it"
+            f"the model uses {', '.join(missing)}, which has no translation to ONNX; choose a part without it, or run "
+            "the model by export_program"
         )

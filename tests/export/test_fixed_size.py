@@ -90,6 +90,46 @@ def test_one_program_serves_any_number_and_size_of_images(parts, shared_dir):
             assert_same_outputs(program(images, image_sizes), core(images, image_sizes))
 
 
+def make_model_without_pyramid():
+    """Mask R-CNN in the C4 form, whose backbone takes images of any height and width."""
+    torch.manual_seed(0)
+    cfg = tiny_config(masks=True)
+    cfg.merge_from_list(
+        [
+            "MODEL.BACKBONE.NAME", "build_resnet_backbone",
+            "MODEL.RESNETS.DEPTH", 50,
+            "MODEL.RESNETS.RES2_OUT_CHANNELS", 16,
+            "MODEL.RESNETS.WIDTH_PER_GROUP", 4,
+            "MODEL.RESNETS.STEM_OUT_CHANNELS", 16,
+            "MODEL.RESNETS.NORM", "LN",
+            "MODEL.RESNETS.OUT_FEATURES", ["res4"],
+            "MODEL.RPN.IN_FEATURES", ["res4"],
+            "MODEL.ANCHOR_GENERATOR.SIZES", [[16, 32]],
+            "MODEL.ROI_HEADS.NAME", "Res5ROIHeads",
+            "MODEL.ROI_HEADS.IN_FEATURES", ["res4"],
+            "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", 14,
+        ]
+    )  # fmt: skip
+    return build_model(cfg).eval()
+
+
+def test_a_program_without_a_pyramid_takes_any_height_and_width(shared_dir):
+    model = make_model_without_pyramid()
+    core, program = FixedSizeRCNN(model), export_program(model, torch.zeros(1, 3, 32, 48)).module()
+    images, image_sizes = real_images(shared_dir, 2, (101, 67)), torch.tensor([[101.0, 67.0], [90.0, 50.0]])
+    with torch.no_grad():
+        assert_same_outputs(program(images, image_sizes), core(images, image_sizes))
+    with pytest.raises(ValueError, match="multiples of 1 and at least 32, got 31x48"):
+        export_program(model, torch.zeros(1, 3, 31, 48))
+
+
+def test_a_program_is_traced_on_no_picture(shared_dir):
+    program = export_program(make_model(masks=False), real_images(shared_dir, 1), dynamic=False)
+    images, image_sizes = program.example_inputs[0]
+    assert images.shape == (1, 3, 192, 256) and (images == 0).all()
+    assert image_sizes.tolist() == [[192.0, 256.0]]
+
+
 def test_a_program_of_fixed_shape_refuses_another(shared_dir):
     program = export_program(make_model(masks=False), torch.zeros(1, 3, 64, 96), dynamic=False).module()
     assert program(torch.zeros(1, 3, 64, 96), torch.tensor([[64.0, 96.0]])).boxes.shape == (1, 10, 4)
