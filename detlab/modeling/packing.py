@@ -136,7 +136,7 @@ def by_group(groups: Tensor, functions: Sequence[Callable[[Tensor], Tensor]], ro
     """
     if not lengths_are_free(rows):
         results = torch.stack([function(rows) for function in functions], dim=1)
-        return results[torch.arange(len(rows), device=rows.device), groups]
+        return results[torch.arange(rows.shape[0], device=rows.device), groups]
     order = groups.argsort(stable=True)
     parts = rows[order].split(groups.bincount(minlength=len(functions)).tolist())
     results = torch.cat([function(part) for function, part in zip(functions, parts)])

@@ -34,7 +34,7 @@ def sizes_tensor(image_sizes: ImageSizes, like: Tensor) -> Tensor:
 def clip_boxes_to_images(boxes: Tensor, image_sizes: Tensor) -> Tensor:
     """Boxes (N, ..., 4) xyxy moved inside images of ``image_sizes`` (N, 2) (height, width)."""
     limit = image_sizes.to(boxes.dtype).flip(1).repeat(1, 2)
-    limit = limit.view(len(limit), *[1] * (boxes.dim() - 2), 4)
+    limit = limit.view(limit.shape[0], *[1] * (boxes.dim() - 2), 4)
     return torch.minimum(boxes.clamp(min=0), limit)
 
 

@@ -1,9 +1,12 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from detlab.export import FixedSizeRCNN
+from detlab.export import FixedSizeOutput, FixedSizeRCNN, export_program
 from detlab.model_zoo import get_config
 from detlab.modeling import build_model
 from detlab.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
@@ -69,20 +72,102 @@ def test_a_smaller_image_in_the_corner_is_detected_as_if_padded(shared_dir):
         assert_same_detections(fixed, instances[n], n)
 
 
-@pytest.mark.parametrize("masks", [False, True])
-def test_the_exported_program_gives_the_same_at_other_sizes(masks, shared_dir):
-    core = FixedSizeRCNN(make_model(masks))
-    images = real_images(shared_dir, 1)
-    height, width = torch.export.Dim("height", min=2, max=20), torch.export.Dim("width", min=2, max=20)
-    shapes = {"images": {2: 32 * height, 3: 32 * width}}
-    program = torch.export.export(core, (images,), dynamic_shapes=shapes, strict=False)
-    for size in ((192, 256), (160, 320)):
-        image = real_images(shared_dir, 1, size)
+def assert_same_outputs(found, wanted):
+    for a, b in zip(found, wanted):
+        assert (a is None and b is None) or torch.allclose(a, b, atol=1e-4)
+    assert (wanted.counts > 0).all()
+
+
+@pytest.mark.parametrize("parts", [{}, {"masks": True}, {"keypoints": True}])
+def test_one_program_serves_any_number_and_size_of_images(parts, shared_dir):
+    torch.manual_seed(0)
+    model = build_model(tiny_config(**parts)).eval()
+    core, program = FixedSizeRCNN(model), export_program(model, real_images(shared_dir, 1)).module()
+    for count, size in ((1, (192, 256)), (3, (160, 320))):
+        images = real_images(shared_dir, count, size)
+        image_sizes = torch.tensor([size] * count) - 10.0
         with torch.no_grad():
-            expected, got = core(image), program.module()(image)
-        for a, b in zip(expected, got):
-            assert (a is None and b is None) or torch.allclose(a, b, atol=1e-4)
-        assert expected.counts.item() > 0
+            assert_same_outputs(program(images, image_sizes), core(images, image_sizes))
+
+
+def make_model_without_pyramid():
+    """Mask R-CNN in the C4 form, whose backbone takes images of any height and width."""
+    torch.manual_seed(0)
+    cfg = tiny_config(masks=True)
+    cfg.merge_from_list(
+        [
+            "MODEL.BACKBONE.NAME", "build_resnet_backbone",
+            "MODEL.RESNETS.DEPTH", 50,
+            "MODEL.RESNETS.RES2_OUT_CHANNELS", 16,
+            "MODEL.RESNETS.WIDTH_PER_GROUP", 4,
+            "MODEL.RESNETS.STEM_OUT_CHANNELS", 16,
+            "MODEL.RESNETS.NORM", "LN",
+            "MODEL.RESNETS.OUT_FEATURES", ["res4"],
+            "MODEL.RPN.IN_FEATURES", ["res4"],
+            "MODEL.ANCHOR_GENERATOR.SIZES", [[16, 32]],
+            "MODEL.ROI_HEADS.NAME", "Res5ROIHeads",
+            "MODEL.ROI_HEADS.IN_FEATURES", ["res4"],
+            "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", 14,
+        ]
+    )  # fmt: skip
+    return build_model(cfg).eval()
+
+
+def test_a_program_without_a_pyramid_takes_any_height_and_width(shared_dir):
+    model = make_model_without_pyramid()
+    core, program = FixedSizeRCNN(model), export_program(model, torch.zeros(1, 3, 32, 48)).module()
+    images, image_sizes = real_images(shared_dir, 2, (101, 67)), torch.tensor([[101.0, 67.0], [90.0, 50.0]])
+    with torch.no_grad():
+        assert_same_outputs(program(images, image_sizes), core(images, image_sizes))
+    with pytest.raises(ValueError, match="multiples of 1 and at least 32, got 31x48"):
+        export_program(model, torch.zeros(1, 3, 31, 48))
+
+
+def test_a_program_is_traced_on_no_picture(shared_dir):
+    program = export_program(make_model(masks=False), real_images(shared_dir, 1), dynamic=False)
+    images, image_sizes = program.example_inputs[0]
+    assert images.shape == (1, 3, 192, 256) and (images == 0).all()
+    assert image_sizes.tolist() == [[192.0, 256.0]]
+
+
+def test_a_program_of_fixed_shape_refuses_another(shared_dir):
+    program = export_program(make_model(masks=False), torch.zeros(1, 3, 64, 96), dynamic=False).module()
+    assert program(torch.zeros(1, 3, 64, 96), torch.tensor([[64.0, 96.0]])).boxes.shape == (1, 10, 4)
+    with pytest.raises(AssertionError, match="Guard failed"):
+        program(torch.zeros(1, 3, 96, 96), torch.tensor([[96.0, 96.0]]))
+
+
+LOAD = """
+import sys, torch
+import detlab.export
+images, image_sizes = torch.load(sys.argv[2])
+torch.save(tuple(torch.export.load(sys.argv[1]).module()(images, image_sizes)), sys.argv[3])
+"""
+
+
+def test_a_saved_program_runs_in_a_process_that_has_no_model(shared_dir, tmp_path):
+    model, images = make_model(masks=True), real_images(shared_dir, 2)
+    inputs = (images, torch.tensor([[192.0, 256.0]] * 2))
+    torch.export.save(export_program(model, images), tmp_path / "model.pt2")
+    torch.save(inputs, tmp_path / "inputs.pt")
+    paths = [str(tmp_path / name) for name in ("model.pt2", "inputs.pt", "found.pt")]
+    subprocess.run([sys.executable, "-c", LOAD, *paths], check=True)
+    with torch.no_grad():
+        assert_same_outputs(FixedSizeOutput(*torch.load(paths[2])), FixedSizeRCNN(model)(*inputs))
+
+
+@pytest.mark.parametrize(
+    ("example", "message"),
+    [
+        (torch.zeros(1, 3, 60, 96), "multiples of 8 and at least 16, got 60x96"),
+        (torch.zeros(1, 3, 8, 96), "multiples of 8 and at least 16, got 8x96"),
+        (torch.zeros(3, 64, 96), r"got torch.float32 of shape \(3, 64, 96\)"),
+        (torch.zeros(1, 3, 64, 96, dtype=torch.uint8), "got torch.uint8"),
+    ],
+)
+def test_an_example_that_the_model_cannot_take_is_refused(example, message):
+    with pytest.raises(ValueError, match=message):
+        export_program(make_model(masks=False), example)
 
 
 @pytest.mark.parametrize("masks", [False, True])

@@ -74,7 +74,7 @@ def keypoint_rcnn_inference(pred_keypoint_logits: Tensor, pred_instances: Sequen
         pred_keypoint_logits: (R, K, S, S).
         pred_instances: with ``pred_boxes``, R together.
     """
-    if len(pred_instances) == 0:
+    if isinstance(pred_instances, list) and not pred_instances:
         return
     batch = as_batch(pred_instances)
     rows = rows_of(batch)

@@ -104,7 +104,7 @@ def mask_rcnn_inference(pred_mask_logits: Tensor, pred_instances: Sequence[Insta
         pred_mask_logits: (R, K, M, M).
         pred_instances: with ``pred_classes``, R together.
     """
-    if len(pred_instances) == 0:
+    if isinstance(pred_instances, list) and not pred_instances:
         return
     batch = as_batch(pred_instances)
     rows = rows_of(batch)
