@@ -16,9 +16,10 @@ from detlab.data.workers import worker_options
 # A training that hands tensors from two workers to their parent, which then ends, waits, or is killed. A worker that
 # is killed amid a tensor leaves its memory, so they read no further than the parent has got while that is waiting.
 TRAINING = """
-import itertools, os, sys, time
+import itertools, os, signal, sys, time
 import torch
 import torch.utils.data._utils.worker as worker
+signal.alarm(100)  # where workers cannot hand over what they read, it would wait for ever
 worker.MP_STATUS_CHECK_INTERVAL = 0.2  # how soon a worker notices that its parent is gone
 from detlab.data import workers
 from detlab.data.build import build_detection_train_loader
