@@ -83,7 +83,9 @@ def emulated_backend() -> Backend:
     backend = Backend("emulated", "cpu", torch.ops.detlab_emulated)
     backend.schemas = schemas
     counters = ctypes.CDLL(str(library))
-    backend.count = {name: getattr(counters, f"detlab_emulated_{name}") for name in ("launches", "barriers")}
+    backend.count = {
+        name: getattr(counters, f"detlab_emulated_{name}") for name in ("launches", "blocks", "barriers", "votes")
+    }
     for counter in backend.count.values():
         counter.restype = ctypes.c_int64
     return backend

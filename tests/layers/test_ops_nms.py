@@ -367,6 +367,18 @@ def test_padding_is_never_waited_for(ops):
     assert few == many > 0
 
 
+@pytest.mark.parametrize("ops", ["emulated"], indirect=True)
+def test_candidates_apart_are_settled_in_one_vote(ops):
+    """Two or sixty-four: the threads of a warp look at them at the same time."""
+
+    def votes_on(count):
+        corners = torch.arange(float(count))[None, :, None] * 10
+        boxes = torch.cat([corners, corners, corners + 5, corners + 5], dim=2)
+        return counted(ops, "votes", boxes, torch.ones(1, count), torch.zeros(1, count, dtype=torch.int64), 0.5, count)
+
+    assert votes_on(2) == votes_on(64) > 0
+
+
 @pytest.mark.parametrize("count", [2, 64, 65, 200])
 def test_chain_of_boxes_keeps_every_second(ops, count):
     """Each overlaps the next one only: what becomes of it hangs on all before."""

@@ -18,6 +18,7 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <stdexcept>
 #include <thread>
 #include <vector>
 
@@ -32,6 +33,7 @@ using __nv_bfloat16 = c10::BFloat16;
 using cudaStream_t = void*;
 using std::ceil;
 using std::cos;
+using std::fabs;
 using std::floor;
 using std::fma;
 using std::sin;
@@ -83,8 +85,9 @@ namespace detlab_emulation {
 constexpr size_t kStackBytes = 64 * 1024;
 constexpr unsigned kWarp = 32;
 constexpr unsigned kBlocksAtOnce = 3;
+constexpr size_t kMostShared = 227 * 1024;  // bytes that a block can have on the largest GPUs
 
-inline std::atomic<int64_t> num_launches{0}, num_barriers{0};
+inline std::atomic<int64_t> num_launches{0}, num_barriers{0}, num_votes{0};
 inline std::atomic<unsigned> num_blocks{0};  // run so far
 
 // Where threads wait for each other.
@@ -183,6 +186,7 @@ inline void run_block(Block& block, bool backwards) {
 inline void launch(dim3 grid, dim3 block_size, size_t shared_bytes, const std::function<void()>& kernel) {
   const unsigned count = grid.x * grid.y * grid.z;
   std::atomic<unsigned> next{0};
+  if (shared_bytes > kMostShared) throw std::runtime_error("a kernel asks for more shared memory than there is");
   ++num_launches;
   const auto work = [&] {
     Block block(block_size.x);
@@ -219,6 +223,7 @@ inline void __syncthreads() {
 // One bit for each thread of the warp that says yes. `mask` are those that vote.
 inline unsigned __ballot_sync(unsigned mask, bool yes) {
   detlab_emulation::Meeting& warp = detlab_emulation::running->warps[threadIdx.x / detlab_emulation::kWarp];
+  if (threadIdx.x % detlab_emulation::kWarp == 0) ++detlab_emulation::num_votes;
   if (yes) warp.votes |= 1u << threadIdx.x % detlab_emulation::kWarp;
   return detlab_emulation::meet(warp, [&] { return static_cast<unsigned>(__builtin_popcount(mask)); });
 }
