@@ -84,7 +84,9 @@ def roi_align(
             cell in size.
 
     Returns:
-        (R, C, h, w). A sample more than one cell outside the map counts as 0.
+        (R, C, h, w), channels last in memory where those of ``input`` are. A sample more than one cell outside the map
+        counts as 0. On every device, a region that is not finite, or whose image does not exist, gives NaN and gets no
+        gradient: to refuse it would mean to wait for a GPU.
 
     Raises:
         ValueError: for shapes or devices that do not fit together.
@@ -107,7 +109,7 @@ def roi_align_levels(
     Args:
         features: L maps (N, C, Hl, Wl) of one type.
         rois: (R, 5), each the index of its image and x1 y1 x2 y2 in pixels.
-        levels: (R,) int64, in [0, L); None with a single level.
+        levels: (R,) int64, in [0, L); a region of any other reads nothing and gives 0. None with a single level.
         output_size: (h, w).
         scales: of each level, its cells per pixel.
         sampling_ratio: samples per bin and axis; 0 takes ``ceil(region size / bins)``.
@@ -397,7 +399,7 @@ def _check_output_size(output_size: Sequence[int]) -> None:
 
 
 def _fake_roi_align_levels(features, rois, levels, output_size, scales, sampling_ratio, aligned):
-    return features[0].new_empty((rois.shape[0], features[0].shape[1], *output_size))
+    return _ops_plain.new_pooled(features[0], rois.shape[0], output_size)
 
 
 def _fake_roi_align_levels_backward(
@@ -407,7 +409,7 @@ def _fake_roi_align_levels_backward(
 
 
 def _fake_roi_align_rotated(input, rois, output_size, spatial_scale, sampling_ratio):
-    return input.new_empty((rois.shape[0], input.shape[1], *output_size))
+    return _ops_plain.new_pooled(input, rois.shape[0], output_size)
 
 
 def _fake_roi_align_rotated_backward(grad, input, rois, output_size, spatial_scale, sampling_ratio, deterministic):

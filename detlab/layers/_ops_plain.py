@@ -9,11 +9,13 @@ M x M cells of a mask.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from detlab.layers import _ops_library
 from detlab.layers.box_overlap import box_iou
@@ -26,6 +28,14 @@ PIXELS_PER_CHUNK = 1 << 24
 FARTHEST_POINT = 1e15
 
 
+def new_pooled(feature: Tensor, num_regions: int, output_size: Sequence[int]) -> Tensor:
+    """What pooling returns, not set to anything: (R, C, h, w), channels last in memory where the map's are."""
+    channels = feature.shape[1]
+    if feature.stride(1) == 1 and feature.stride(3) != 1:
+        return feature.new_empty((num_regions, *output_size, channels)).permute(0, 3, 1, 2)
+    return feature.new_empty((num_regions, channels, *output_size))
+
+
 def roi_align_levels(
     features: list[Tensor],
     rois: Tensor,
@@ -36,18 +46,15 @@ def roi_align_levels(
     aligned: bool,
 ) -> Tensor:
     kernel = _torchvision().roi_align
-    _check_images(rois, len(features[0]))
-    shape = (len(rois), features[0].shape[1], *output_size)
-    pooled = torch.zeros(shape, dtype=features[0].dtype, device=features[0].device)
+    exists = _are_somewhere(rois, len(features[0]))
+    wide = _wide(features[0].dtype)
+    pooled = torch.zeros((len(rois), features[0].shape[1], *output_size), dtype=wide, device=rois.device)
     for level, (feature, scale) in enumerate(zip(features, scales)):
-        rows = _rows_of_level(rois, levels, level)
-        pooled[rows[~rois[rows].isfinite().all(dim=1)]] = math.nan
-        rows = rows[_have_samples(rois[rows], sampling_ratio, aligned)]
-        wide = feature.to(_wide(feature.dtype))
-        pooled[rows] = kernel(wide, rois[rows].to(wide.dtype), scale, *output_size, sampling_ratio, aligned).to(
-            feature.dtype
-        )
-    return pooled
+        chosen, reads = _regions_of_level(rois.to(wide), exists, levels, level, scale, sampling_ratio, aligned)
+        values = kernel(feature.to(wide), chosen, scale, *output_size, sampling_ratio, aligned)
+        pooled = torch.where(reads[:, None, None, None], values, pooled)
+    pooled = torch.where(exists[:, None, None, None], pooled, math.nan)
+    return new_pooled(features[0], len(rois), output_size).copy_(pooled)
 
 
 def roi_align_levels_backward(
@@ -62,14 +69,12 @@ def roi_align_levels_backward(
     deterministic: bool,
 ) -> list[Tensor]:
     kernel = _torchvision()._roi_align_backward
-    _check_images(rois, len(features[0]))
+    exists = _are_somewhere(rois, len(features[0]))
     wide = grad.to(_wide(grad.dtype)).contiguous()
     grads = []
     for level, (feature, scale) in enumerate(zip(features, scales)):
-        rows = _rows_of_level(rois, levels, level)
-        rows = rows[_have_samples(rois[rows], sampling_ratio, aligned)]
-        chosen = rois[rows].to(wide.dtype)
-        result = kernel(wide[rows], chosen, scale, *output_size, *feature.shape, sampling_ratio, aligned)
+        chosen, _ = _regions_of_level(rois.to(wide.dtype), exists, levels, level, scale, sampling_ratio, aligned)
+        result = kernel(wide, chosen, scale, *output_size, *feature.shape, sampling_ratio, aligned)
         grads.append(torch.empty_like(feature).copy_(result))
     return grads
 
@@ -90,33 +95,55 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _rows_of_level(rois: Tensor, levels: Tensor | None, level: int) -> Tensor:
-    if levels is None:
-        return torch.arange(len(rois), device=rois.device)
-    return (levels == level).nonzero().squeeze(1)
+def _are_somewhere(rois: Tensor, num_images: int) -> Tensor:
+    """Which regions are finite and of an image that exists; the result of the others is NaN."""
+    numbers = rois.to(_wide(rois.dtype))
+    return numbers.isfinite().all(dim=1) & (numbers[:, 0] >= 0) & (numbers[:, 0] < num_images)
 
 
-def _check_images(rois: Tensor, num_images: int) -> None:
-    exists = (rois[:, 0] >= 0) & (rois[:, 0] < num_images)
-    if not exists.all():
-        region = int((~exists).nonzero()[0])
-        raise RuntimeError(f"region {region} names image {rois[region, 0]:g} of a batch of {num_images}")
+def _regions_of_level(
+    rois: Tensor, exists: Tensor, levels: Tensor | None, level: int, scale: float, sampling_ratio: int, aligned: bool
+) -> tuple[Tensor, Tensor]:
+    """Regions for torchvision, those that do not read the level replaced by one that reads nothing; and which do.
+
+    To leave them out instead would mean to wait until a GPU has counted them. torchvision asks for finite regions, and
+    for sizes that are not negative where the number of samples follows from them.
+    """
+    reads = exists & rois.isfinite().all(dim=1)
+    if levels is not None:
+        reads = reads & (levels == level)
+    if aligned and sampling_ratio <= 0:
+        reads = reads & (rois[:, 3:5] > rois[:, 1:3]).all(dim=1)
+    nowhere = rois.new_full((5,), -1000 / scale)
+    nowhere[0] = 0
+    return torch.where(reads[:, None], rois, nowhere), reads
 
 
-def _have_samples(rois: Tensor, sampling_ratio: int, aligned: bool) -> Tensor:
-    """Which regions torchvision can pool: it counts on finite ones, and on a number of samples above 0."""
-    sizes = rois[:, 3:5] - rois[:, 1:3]
-    has_samples = (sizes > 0).all(dim=1) if aligned and sampling_ratio <= 0 else True
-    return rois.isfinite().all(dim=1) & has_samples
+def _fetched(*tensors: Tensor) -> list[Tensor]:
+    """The tensors on the CPU, in one transfer: the host waits once for the device."""
+    raw = [tensor.contiguous().view(-1).view(torch.uint8) for tensor in tensors]
+    parts = torch.cat(raw).cpu().split([len(part) for part in raw])
+    # Copied: a type's numbers must lie at multiples of its size.
+    return [part.clone().view(tensor.dtype).view(tensor.shape) for part, tensor in zip(parts, tensors)]
 
 
 def nms(boxes: Tensor, scores: Tensor, classes: Tensor | None, iou_threshold: float) -> Tensor:
-    wide = _wide(boxes.dtype)
-    return _suppress_by_class(boxes.to(wide), scores, classes, iou_threshold, _nms_of_one_class)
+    if boxes.device.type != "cpu" and classes is not None:
+        return _on_cpu(torch.ops.detlab.nms, (boxes, scores, classes), iou_threshold)
+    return _suppress_by_class(boxes.to(_wide(boxes.dtype)), scores, classes, iou_threshold, _nms_of_one_class)
 
 
 def nms_rotated(boxes: Tensor, scores: Tensor, classes: Tensor | None, iou_threshold: float) -> Tensor:
+    if boxes.device.type != "cpu":
+        given = (boxes, scores) if classes is None else (boxes, scores, classes)
+        return _on_cpu(torch.ops.detlab.nms_rotated, given, *([None] if classes is None else []), iou_threshold)
     return _suppress_by_class(boxes, scores, classes, iou_threshold, _nms_rotated_of_one_class)
+
+
+def _on_cpu(operator, tensors: Sequence[Tensor], *settings):
+    """The operator on the CPU: a device without kernels would be waited for once for each class and more."""
+    result = operator(*_fetched(*tensors), *settings)
+    return tree_map_only(Tensor, lambda tensor: tensor.to(tensors[0].device, non_blocking=True), result)
 
 
 def _suppress_by_class(boxes: Tensor, scores: Tensor, classes: Tensor | None, iou_threshold: float, suppress):
@@ -139,17 +166,19 @@ def _nms_of_one_class(boxes: Tensor, iou_threshold: float) -> Tensor:
 
 
 def _nms_rotated_of_one_class(boxes: Tensor, iou_threshold: float) -> Tensor:
-    overlaps = (box_iou_rotated(boxes, boxes) > iou_threshold).cpu().numpy()
+    overlaps = (box_iou_rotated(boxes, boxes) > iou_threshold).numpy()
     alive = torch.ones(len(boxes), dtype=torch.bool).numpy()
     for row, overlapped in enumerate(overlaps):
         if alive[row]:
             alive[row + 1 :] &= ~overlapped[row + 1 :]
-    return torch.from_numpy(alive).nonzero().squeeze(1).to(boxes.device)
+    return torch.from_numpy(alive).nonzero().squeeze(1)
 
 
 def nms_fixed(
     boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: float, max_output: int
 ) -> tuple[Tensor, Tensor]:
+    if boxes.device.type != "cpu":
+        return _on_cpu(torch.ops.detlab.nms_fixed, (boxes, scores, classes), iou_threshold, max_output)
     indices = torch.zeros((len(boxes), max_output), dtype=torch.int64, device=boxes.device)
     counts = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
     suppress = nms_rotated if boxes.shape[2] == 5 else nms
@@ -229,15 +258,15 @@ def _area_under_edge(x0: Tensor, y0: Tensor, x1: Tensor, y1: Tensor, half_w: Ten
 def roi_align_rotated(
     input: Tensor, rois: Tensor, output_size: list[int], spatial_scale: float, sampling_ratio: int
 ) -> Tensor:
-    _check_images(rois, len(input))
     wide = _wide(input.dtype)
+    exists = _are_somewhere(rois, len(input))
     cells = input.to(wide).flatten(2).transpose(1, 2).flatten(0, 1)  # (N * H * W, C)
-    pooled = torch.zeros((len(rois), input.shape[1], *output_size), dtype=input.dtype, device=input.device)
-    pooled[~rois.isfinite().all(dim=1)] = math.nan
+    pooled = new_pooled(input, len(rois), output_size)
     if pooled.numel() == 0:
         return pooled
+    pooled.copy_(torch.where(exists, 0.0, math.nan)[:, None, None, None].expand_as(pooled))
     for rows, samples, index, weight in _rotated_samples(
-        rois.to(wide), input.shape, output_size, spatial_scale, sampling_ratio
+        rois.to(wide), exists, input.shape, output_size, spatial_scale, sampling_ratio
     ):
         values = (cells[index] * weight[..., None]).view(len(rows), -1, samples, input.shape[1]).sum(dim=2)
         pooled[rows] = values.transpose(1, 2).unflatten(2, output_size).to(input.dtype)
@@ -253,13 +282,13 @@ def roi_align_rotated_backward(
     sampling_ratio: int,
     deterministic: bool,
 ) -> Tensor:
-    _check_images(rois, len(input))
     wide = _wide(input.dtype)
+    exists = _are_somewhere(rois, len(input))
     n, channels, height, width = input.shape
     cells = torch.zeros((n * height * width, channels), dtype=wide, device=input.device)
     grad = grad.to(wide).flatten(2).transpose(1, 2)  # (R, h * w, C)
     for rows, samples, index, weight in _rotated_samples(
-        rois.to(wide), input.shape, output_size, spatial_scale, sampling_ratio
+        rois.to(wide), exists, input.shape, output_size, spatial_scale, sampling_ratio
     ):
         spread = grad[rows].repeat_interleave(samples, dim=1) * weight[..., None]
         cells.index_add_(0, index.flatten(), spread.flatten(0, 1))
@@ -267,8 +296,10 @@ def roi_align_rotated_backward(
     return result.copy_(cells.view(n, height, width, channels).permute(0, 3, 1, 2))
 
 
-def _rotated_samples(rois: Tensor, input_shape, output_size: list[int], spatial_scale: float, sampling_ratio: int):
-    """What each bin reads, for groups of regions with equally many samples.
+def _rotated_samples(
+    rois: Tensor, exists: Tensor, input_shape, output_size: list[int], spatial_scale: float, sampling_ratio: int
+):
+    """What each bin reads, for groups of regions with equally many samples. Waits for the device once, to learn those.
 
     Yields:
         The group's regions (G,), the number of cells S a bin reads, the flat indices of the cells (G, h * w * S), and
@@ -276,18 +307,10 @@ def _rotated_samples(rois: Tensor, input_shape, output_size: list[int], spatial_
     """
     _, _, height, width = input_shape
     bins_h, bins_w = output_size
-    is_finite = rois.isfinite().all(dim=1)
-    geometry = torch.where(is_finite[:, None], rois[:, 1:5] * spatial_scale, 0.0)
+    geometry = torch.where(exists[:, None], rois[:, 1:5] * spatial_scale, 0.0)
     center_x, center_y = geometry[:, 0] - 0.5, geometry[:, 1] - 0.5
     turn = torch.deg2rad(rois[:, 5])
-    if sampling_ratio > 0:
-        grids = torch.full((len(rois), 2), sampling_ratio, device=rois.device)
-    else:
-        grids = torch.stack(((geometry[:, 3] / bins_h).ceil(), (geometry[:, 2] / bins_w).ceil()), dim=1).long()
-    for grid_h, grid_w in torch.unique(grids, dim=0).tolist():
-        if grid_h < 1 or grid_w < 1:
-            continue
-        rows = ((grids == grids.new_tensor([grid_h, grid_w])).all(dim=1) & is_finite).nonzero().squeeze(1)
+    for (grid_h, grid_w), rows in _groups_of_grids(geometry, exists, output_size, sampling_ratio):
         along = _sample_offsets(bins_w, grid_w, geometry[rows, 2])[:, None, :, None, :]
         across = _sample_offsets(bins_h, grid_h, geometry[rows, 3])[:, :, None, :, None]
         cos, sin = turn[rows].cos().view(-1, 1, 1, 1, 1), turn[rows].sin().view(-1, 1, 1, 1, 1)
@@ -303,6 +326,26 @@ def _rotated_samples(rois: Tensor, input_shape, output_size: list[int], spatial_
         index = torch.stack(indices, dim=-1).flatten(1)
         weight = torch.stack(weights, dim=-1).flatten(1)
         yield rows, 4 * grid_h * grid_w, index, weight
+
+
+def _groups_of_grids(
+    geometry: Tensor, exists: Tensor, output_size: list[int], sampling_ratio: int
+) -> list[tuple[tuple[int, int], Tensor]]:
+    """Numbers of samples of a bin, down and across, and the regions (G,) that take so many; none without samples."""
+    bins_h, bins_w = output_size
+    if sampling_ratio > 0:
+        grids = torch.full((len(geometry), 2), sampling_ratio, device=geometry.device)
+    else:
+        grids = torch.stack(((geometry[:, 3] / bins_h).ceil(), (geometry[:, 2] / bins_w).ceil()), dim=1).long()
+    grids = torch.where(exists[:, None], grids, 0)
+    (counts,) = _fetched(grids) if geometry.device.type != "cpu" else (grids,)
+    members: dict[tuple[int, int], list[int]] = {}
+    for region, (grid_h, grid_w) in enumerate(counts.tolist()):
+        if grid_h >= 1 and grid_w >= 1:
+            members.setdefault((grid_h, grid_w), []).append(region)
+    rows = torch.tensor([region for group in members.values() for region in group], dtype=torch.int64)
+    groups = rows.to(geometry.device, non_blocking=True).split([len(group) for group in members.values()])
+    return list(zip(members, groups))
 
 
 def _sample_offsets(bins: int, grid: int, size: Tensor) -> Tensor:

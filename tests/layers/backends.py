@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from torch.utils._pytree import tree_map_only
 from detlab.layers import _ops, _ops_build, _ops_library, _ops_plain
 
 EMULATION = Path(__file__).resolve().parent / "csrc"
-FLAGS = ["-x", "c++", "-std=c++17", "-O1", "-fPIC", "-ffp-contract=off", "-DDETLAB_EMULATE_CUDA"]
+FLAGS = ["-x", "c++", "-std=c++17", "-O1", "-fPIC", "-pthread", "-ffp-contract=off", "-DDETLAB_EMULATE_CUDA"]
 
 
 class Backend:
@@ -81,6 +82,12 @@ def emulated_backend() -> Backend:
     torch.ops.load_library(str(library))
     backend = Backend("emulated", "cpu", torch.ops.detlab_emulated)
     backend.schemas = schemas
+    counters = ctypes.CDLL(str(library))
+    backend.count = {
+        name: getattr(counters, f"detlab_emulated_{name}") for name in ("launches", "blocks", "barriers", "votes")
+    }
+    for counter in backend.count.values():
+        counter.restype = ctypes.c_int64
     return backend
 
 

@@ -25,11 +25,11 @@ def roi_align_levels(
     sampling_ratio: int,
     aligned: bool,
 ) -> Tensor:
-    """Differentiable with respect to the features. Regions that are not finite give NaN, unknown levels 0."""
+    """Differentiable with respect to the features. Regions that are not finite give NaN, unknown levels 0 to others."""
     pooled = []
     for r, (image, *corners) in enumerate(rois.double().tolist()):
         level = 0 if levels is None else int(levels[r])
-        if not 0 <= level < len(features):
+        if all(map(math.isfinite, corners)) and not 0 <= level < len(features):
             pooled.append(features[0].new_zeros((features[0].shape[1], *output_size), dtype=torch.float64))
             continue
         feature = features[level].double()[int(image)]

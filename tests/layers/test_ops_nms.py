@@ -372,6 +372,59 @@ def test_fixed_form_of_nothing(ops, images, num_boxes):
     assert torch.equal(counts, torch.zeros(images, dtype=torch.int64))
 
 
+def counted(ops, counter, *arguments):
+    before = ops.count[counter]()
+    ops.nms_fixed(*arguments)
+    return ops.count[counter]() - before
+
+
+def sparse_batch(num_boxes, num_real, num_classes=3):
+    boxes, scores, _ = padded_batch((num_real, num_real), num_boxes)
+    return boxes, scores, torch.randint(num_classes, scores.shape, generator=seeded(7)), 0.5, 100
+
+
+@pytest.mark.parametrize("ops", ["emulated"], indirect=True)
+@pytest.mark.parametrize(("num_boxes", "num_real", "num_classes"), [(5, 5, 1), (5000, 4500, 2), (30000, 40, 1203)])
+def test_fixed_form_takes_three_launches_whatever_there_is_to_suppress(ops, num_boxes, num_real, num_classes):
+    """And a sort by the scores."""
+    assert counted(ops, "launches", *sparse_batch(num_boxes, num_real, num_classes)) == 3
+
+
+@pytest.mark.parametrize("ops", ["emulated"], indirect=True)
+def test_padding_is_never_waited_for(ops):
+    """One more window of it, or five."""
+    few, many = (counted(ops, "barriers", *sparse_batch(num_boxes, 40)) for num_boxes in (5000, 21000))
+    assert few == many > 0
+
+
+@pytest.mark.parametrize("ops", ["emulated"], indirect=True)
+def test_candidates_apart_are_settled_in_one_vote(ops):
+    """Two or sixty-four: the threads of a warp look at them at the same time."""
+
+    def votes_on(count):
+        corners = torch.arange(float(count))[None, :, None] * 10
+        boxes = torch.cat([corners, corners, corners + 5, corners + 5], dim=2)
+        return counted(ops, "votes", boxes, torch.ones(1, count), torch.zeros(1, count, dtype=torch.int64), 0.5, count)
+
+    assert votes_on(2) == votes_on(64) > 0
+
+
+@pytest.mark.parametrize("count", [2, 64, 65, 200])
+def test_chain_of_boxes_keeps_every_second(ops, count):
+    """Each overlaps the next one only: what becomes of it hangs on all before."""
+    left = torch.arange(float(count)) * 2
+    boxes = torch.stack([left, torch.zeros(count), left + 3, torch.ones(count)], dim=1)
+    order = torch.randperm(count, generator=seeded(2))
+    scores = torch.arange(float(count), 0, -1)
+    kept = ops.nms(boxes[order], scores[order], None, 0.1)
+    assert order[kept].tolist() == list(range(0, count, 2))
+    indices, counts = ops.nms_fixed(
+        boxes[order][None], scores[order][None], torch.zeros(1, count, dtype=torch.int64), 0.1, count
+    )
+    assert torch.equal(indices[0, : len(kept)], kept)
+    assert counts.item() == len(kept)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 def test_fixed_form_does_not_wait_for_the_gpu():
     arguments = [x.cuda() for x in padded_batch()]

@@ -55,7 +55,9 @@ DETLAB_BOTH inline Axis<C> make_axis(C low, C high, C scale, int64_t bins, int64
                                      bool aligned) {
   const C offset = aligned ? static_cast<C>(0.5) : static_cast<C>(0);
   const C start = low * scale - offset, end = high * scale - offset;
-  const C length = aligned ? end - start : at_least(end - start, static_cast<C>(1));
+  const C extent = end - start;
+  // What is not finite stays so: an infinite one is not to become a cell.
+  const C length = aligned || !(extent - extent == 0) ? extent : at_least(extent, static_cast<C>(1));
   const C bin_size = length / static_cast<C>(bins);
   return {start, bin_size, bins, samples_per_bin(bin_size, sampling_ratio), size};
 }

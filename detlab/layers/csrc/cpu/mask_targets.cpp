@@ -103,19 +103,20 @@ void crop_targets(const Tensor& bitmaps, const int64_t* rows, const C* boxes, in
                   uint8_t* targets) {
   const uint8_t* pixels = static_cast<const uint8_t*>(bitmaps.data_ptr());
   const int64_t num_objects = bitmaps.size(0), height = bitmaps.size(1), width = bitmaps.size(2);
-  const PoolSettings settings = {size, size, 0, true};
   for_each_unit(
       count, [] { return CropState(); },
       [&](CropState& state, int64_t r) {
         uint8_t* target = targets + r * size * size;
         const C* box = boxes + r * 4;
-        const C region[5] = {0, box[0], box[1], box[2], box[3]};
+        const C one = 1;
+        const Axis<C> y_axis = make_axis(box[1], box[3], one, size, height, 0, true);
+        const Axis<C> x_axis = make_axis(box[0], box[2], one, size, width, 0, true);
         const bool has_object = rows[r] >= 0 && rows[r] < num_objects;
-        if (has_object) find_taps(region, static_cast<C>(1), height, width, settings, state.taps);
-        if (!has_object || !state.taps.is_finite) {
+        if (!has_object || !y_axis.is_finite() || !x_axis.is_finite()) {
           std::memset(target, 0, size * size);
           return;
         }
+        find_taps(y_axis, x_axis, state.taps);
         const Window& window = state.taps.window;
         float* sums = state.sums.reserve(window.width());
         simd().crop.crop(state.taps.view(), pixels + rows[r] * height * width, width, static_cast<int32_t>(window.left),

@@ -9,36 +9,28 @@
 #include <vector>
 
 #include "../checks.h"
+#include "../feature_map.h"
 #include "memory.h"
 #include "simd.h"
 
 namespace detlab {
 
-// One image of one feature level, as its tensor lies in memory.
+// One image of one feature level.
 template <typename S>
-struct Map {
-  S* data;
-  int64_t channels, height, width;
-  int64_t channel_stride, row_stride, column_stride;
+struct Map : FeatureMap<S> {
   bool is_streamed;  // where written
 
   // All its positions are equally far apart.
-  bool is_one_row() const { return row_stride == width * column_stride; }
+  bool is_one_row() const { return this->row_stride == this->width * this->column_stride; }
   // A cell can be read where it is: its channels lie together and whole groups of them fill cells.
-  bool holds_cells() const { return channel_stride == 1 && channels % kLanes<S> == 0; }
+  bool holds_cells() const { return this->channel_stride == 1 && this->channels % kLanes<S> == 0; }
 };
 
 template <typename S>
 Map<S> map_of(const Tensor& features, int64_t image) {
-  S* data = static_cast<S*>(features.data_ptr()) + image * features.stride(0);
-  return {data,
-          features.size(1),
-          features.size(2),
-          features.size(3),
-          features.stride(1),
-          features.stride(2),
-          features.stride(3),
-          is_streamed(features)};
+  Map<S> map = {describe_map<S>(features), is_streamed(features)};
+  map.data = map.plane(image, 0);
+  return map;
 }
 
 // Half-open rectangle of cells.
@@ -135,28 +127,46 @@ struct RegionGroup {
   std::vector<int64_t> regions;
 };
 
-// Groups regions by level and image, in their order. Regions of a level that does not exist are left out: their result
-// is 0. An image that does not exist is an error.
-template <typename C>
-std::vector<RegionGroup> group_regions(const C* rois, int64_t num_rois, int64_t roi_size, const int64_t* levels,
-                                       int64_t num_levels, int64_t num_images) {
-  std::vector<RegionGroup> groups(num_levels * num_images);
-  for (int64_t level = 0; level < num_levels; ++level) {
-    for (int64_t image = 0; image < num_images; ++image) {
-      RegionGroup& group = groups[level * num_images + image];
-      group.level = level;
-      group.image = image;
-    }
+struct GroupedRegions {
+  std::vector<RegionGroup> groups;
+  std::vector<int64_t> nowhere;  // not finite, or of an image that does not exist: their result is NaN
+  std::vector<int64_t> strays;   // of a level that does not exist: their result is 0
+};
+
+// Groups regions by level and image, in their order. `is_finite(region, level)` looks at a region on its map.
+template <typename C, typename IsFinite>
+GroupedRegions group_regions(const C* rois, int64_t num_rois, int64_t roi_size, const int64_t* levels,
+                             int64_t num_levels, int64_t num_images, const IsFinite& is_finite) {
+  GroupedRegions found;
+  found.groups.resize(num_levels * num_images);
+  for (int64_t g = 0; g < num_levels * num_images; ++g) {
+    found.groups[g].level = g / num_images;
+    found.groups[g].image = g % num_images;
   }
   for (int64_t r = 0; r < num_rois; ++r) {
-    const C image = rois[r * roi_size];
-    STD_TORCH_CHECK(image >= 0 && image < static_cast<C>(num_images), "detlab: region ", r, " names image ", image,
-                    " of a batch of ", num_images);
-    const int64_t level = levels == nullptr ? 0 : levels[r];
-    if (level < 0 || level >= num_levels) continue;
-    groups[level * num_images + static_cast<int64_t>(image)].regions.push_back(r);
+    const C* roi = rois + r * roi_size;
+    const int64_t image = image_index(roi[0], num_images), level = levels == nullptr ? 0 : levels[r];
+    if (image < 0 || !are_finite(roi + 1, static_cast<int>(roi_size) - 1)) {
+      found.nowhere.push_back(r);
+    } else if (level < 0 || level >= num_levels) {
+      found.strays.push_back(r);
+    } else if (!is_finite(r, level)) {
+      found.nowhere.push_back(r);
+    } else {
+      found.groups[level * num_images + image].regions.push_back(r);
+    }
   }
-  return groups;
+  return found;
+}
+
+// Gives the regions that read nothing their results.
+template <typename S>
+void fill_others(const GroupedRegions& regions, const PooledBins<S>& output) {
+  const auto fill = [&](const std::vector<int64_t>& which, float value) {
+    for (int64_t r : which) std::fill_n(output.at(r, 0), output.region_stride, static_cast<S>(value));
+  };
+  fill(regions.nowhere, std::numeric_limits<float>::quiet_NaN());
+  fill(regions.strays, 0.0f);
 }
 
 }  // namespace detlab

@@ -6,6 +6,7 @@
 // packed cells, regions in their order, so that the sums do not depend on the number of threads.
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 #include <type_traits>
@@ -25,9 +26,8 @@ constexpr int64_t kPackingAlone = 6;
 
 template <typename T>
 struct Plan {
-  std::vector<RegionGroup> groups;
-  std::vector<OwnedTaps<T>> taps;  // of each region
-  std::vector<int64_t> strays;     // regions of a level that does not exist; their result is 0
+  GroupedRegions regions;
+  std::vector<OwnedTaps<T>> taps;  // of each region that reads
   int64_t bins = 0;
   int64_t most_columns = 1;
 
@@ -52,18 +52,25 @@ Plan<T> make_plan(const std::vector<Tensor>& features, const Tensor& rois, const
   const int64_t num_rois = rois.size(0), num_levels = static_cast<int64_t>(features.size());
   Plan<T> plan;
   plan.bins = settings.bins_h * settings.bins_w;
-  plan.groups = group_regions(numbers, num_rois, 5, levels, num_levels, features[0].size(0));
+  const auto axis_of = [&](int64_t r, int64_t level, bool is_y) {
+    const C* roi = numbers + r * 5 + (is_y ? 2 : 1);
+    return make_axis(roi[0], roi[2], static_cast<C>(scales[level]), is_y ? settings.bins_h : settings.bins_w,
+                     features[level].size(is_y ? 2 : 3), settings.sampling_ratio, settings.aligned);
+  };
+  const auto is_finite = [&](int64_t r, int64_t level) {
+    return axis_of(r, level, true).is_finite() && axis_of(r, level, false).is_finite();
+  };
+  plan.regions = group_regions(numbers, num_rois, 5, levels, num_levels, features[0].size(0), is_finite);
   plan.taps.resize(num_rois);
-  for (int64_t r = 0; levels != nullptr && r < num_rois; ++r) {
-    if (levels[r] < 0 || levels[r] >= num_levels) plan.strays.push_back(r);
+  std::vector<std::array<int64_t, 2>> reading;  // regions and their levels
+  for (const RegionGroup& group : plan.regions.groups) {
+    for (int64_t r : group.regions) reading.push_back({r, group.level});
   }
-  const int64_t num_units = (num_rois + kRegionsPerUnit - 1) / kRegionsPerUnit;
-  for_each_unit(num_units, [&](int64_t unit) {
-    for (int64_t r = unit * kRegionsPerUnit; r < std::min(num_rois, (unit + 1) * kRegionsPerUnit); ++r) {
-      const int64_t level = levels == nullptr ? 0 : levels[r];
-      if (level < 0 || level >= num_levels) continue;
-      find_taps(numbers + r * 5, static_cast<C>(scales[level]), features[level].size(2), features[level].size(3),
-                settings, plan.taps[r]);
+  const int64_t count = static_cast<int64_t>(reading.size());
+  for_each_unit((count + kRegionsPerUnit - 1) / kRegionsPerUnit, [&](int64_t unit) {
+    for (int64_t i = unit * kRegionsPerUnit; i < std::min(count, (unit + 1) * kRegionsPerUnit); ++i) {
+      const auto [r, level] = reading[i];
+      find_taps(axis_of(r, level, true), axis_of(r, level, false), plan.taps[r]);
     }
   });
   for (const auto& taps : plan.taps) {
@@ -100,10 +107,10 @@ class Forward {
   Forward(const Plan<T>& plan, const std::vector<Tensor>& features, const Tensor& output)
       : plan_(plan),
         features_(features),
-        output_(static_cast<S*>(output.data_ptr())),
-        is_streamed_(is_streamed(output)),
+        output_(describe_pooled<S>(output)),
+        is_streamed_(is_streamed(output) && !output_.is_channels_last()),
         channels_(features[0].size(1)) {
-    for (size_t g = 0; g < plan.groups.size(); ++g) add_units(static_cast<int64_t>(g));
+    for (size_t g = 0; g < plan.regions.groups.size(); ++g) add_units(static_cast<int64_t>(g));
     std::stable_sort(units_.begin(), units_.end(), [](const Unit& a, const Unit& b) { return a.cost > b.cost; });
   }
 
@@ -129,7 +136,7 @@ class Forward {
   };
 
   void add_units(int64_t g) {
-    const RegionGroup& group = plan_.groups[g];
+    const RegionGroup& group = plan_.regions.groups[g];
     const int64_t cells_read = plan_.cells_read_by(group), num_regions = static_cast<int64_t>(group.regions.size());
     if (num_regions == 0) return;
     const int64_t packed = plan_.window_of(group, map_of<S>(features_[group.level], group.image)).area();
@@ -151,7 +158,7 @@ class Forward {
   }
 
   void pool_shared(const Unit& unit, Workspace<T>& workspace) const {
-    const RegionGroup& group = plan_.groups[unit.group];
+    const RegionGroup& group = plan_.regions.groups[unit.group];
     const Map<S> map = map_of<S>(features_[group.level], group.image);
     const Window window = plan_.window_of(group, map);
     T* cells = workspace.cells.reserve(window.area() * kLanes<T>);
@@ -160,7 +167,7 @@ class Forward {
   }
 
   void pool_alone(const Unit& unit, Workspace<T>& workspace) const {
-    const RegionGroup& group = plan_.groups[unit.group];
+    const RegionGroup& group = plan_.regions.groups[unit.group];
     const Map<S> map = map_of<S>(features_[group.level], group.image);
     const bool in_place = reads_in_place(group);
     for (int64_t position = unit.first; position < unit.last; ++position) {
@@ -187,15 +194,11 @@ class Forward {
 
   void pool(int64_t r, CellGrid<const T> cells, int64_t channel, Workspace<T>& workspace) const {
     const int channels = static_cast<int>(std::min<int64_t>(kLanes<T>, channels_ - channel));
-    S* target = output_ + (r * channels_ + channel) * plan_.bins;
-    if (!plan_.taps[r].is_finite) {
-      std::fill(target, target + channels * plan_.bins, static_cast<S>(std::numeric_limits<float>::quiet_NaN()));
-      return;
-    }
+    S* target = output_.at(r, channel);
     T* tile = workspace.tile.get();
     pool_kernels<T>().forward(plan_.taps[r].view(), cells, workspace.scratch.get(), tile);
     if (!is_streamed_) {
-      Storage<S>::kernels().unpack(tile, plan_.bins, 1, plan_.bins, channels, target);
+      Storage<S>::kernels().unpack(tile, output_.channel_stride, output_.bin_stride, plan_.bins, channels, target);
       return;
     }
     // The rows of a result seldom fill lines, all of them together do.
@@ -206,40 +209,41 @@ class Forward {
 
   const Plan<T>& plan_;
   const std::vector<Tensor>& features_;
-  S* output_;
+  const PooledBins<S> output_;
   const bool is_streamed_;
   const int64_t channels_;
   std::vector<Unit> units_;
 };
 
 template <typename S, typename T>
-void add_gradients(const Plan<T>& plan, const RegionGroup& group, const S* grad, const Map<S>& map, int64_t channel,
-                   Workspace<T>& workspace) {
+void add_gradients(const Plan<T>& plan, const RegionGroup& group, const PooledBins<S>& grad, const Map<S>& map,
+                   int64_t channel, Workspace<T>& workspace) {
   const Window window = plan.window_of(group, map);
   const int64_t row_stride = window.width() * kLanes<T>;
   T* cells = workspace.cells.reserve(window.area() * kLanes<T>);
   std::fill(cells, cells + window.area() * kLanes<T>, static_cast<T>(0));
   const CellGrid<T> grid = {cells - window.top * row_stride - window.left * kLanes<T>, row_stride, kLanes<T>};
   const int channels = channels_in_cell(map, channel);
-  const auto grad_of = [&](int64_t r) { return grad + (r * map.channels + channel) * plan.bins; };
   for (size_t i = 0; i < group.regions.size(); ++i) {
     const int64_t r = group.regions[i];
-    if (i + 1 < group.regions.size()) prefetch(grad_of(group.regions[i + 1]), channels * plan.bins);
-    if (!plan.taps[r].is_finite) continue;
-    Storage<S>::kernels().pack(grad_of(r), plan.bins, 1, plan.bins, channels, workspace.tile.get());
+    if (i + 1 < group.regions.size() && !grad.is_channels_last()) {
+      prefetch(grad.at(group.regions[i + 1], channel), channels * plan.bins);
+    }
+    Storage<S>::kernels().pack(grad.at(r, channel), grad.channel_stride, grad.bin_stride, plan.bins, channels,
+                               workspace.tile.get());
     pool_kernels<T>().backward(plan.taps[r].view(), workspace.tile.get(), workspace.scratch.get(), grid);
   }
   unpack_window(cells, channel, window, map);
 }
 
 template <typename S, typename T>
-void backward(const Plan<T>& plan, const S* grad, const std::vector<Tensor>& grads) {
+void backward(const Plan<T>& plan, const PooledBins<S>& grad, const std::vector<Tensor>& grads) {
   const int64_t channels = grads[0].size(1), cell_groups = (channels + kLanes<T> - 1) / kLanes<T>;
-  const int64_t num_groups = static_cast<int64_t>(plan.groups.size());
+  const int64_t num_groups = static_cast<int64_t>(plan.regions.groups.size());
   for_each_unit(
       num_groups * cell_groups, [&] { return Workspace<T>(plan); },
       [&](Workspace<T>& workspace, int64_t unit) {
-        const RegionGroup& group = plan.groups[unit / cell_groups];
+        const RegionGroup& group = plan.regions.groups[unit / cell_groups];
         const Map<S> map = map_of<S>(grads[group.level], group.image);
         add_gradients(plan, group, grad, map, unit % cell_groups * kLanes<T>, workspace);
       });
@@ -250,14 +254,11 @@ Tensor forward_of(const std::vector<Tensor>& features, const Tensor& rois, const
                   const Scales& scales, const PoolSettings& settings) {
   using T = typename Storage<S>::Wide;
   const Plan<T> plan = make_plan<T>(features, rois, levels, scales, settings);
-  Sizes shape = {rois.size(0), features[0].size(1), settings.bins_h, settings.bins_w};
-  const Tensor output = new_result(features[0], shape, features[0].scalar_type());
-  S* numbers = static_cast<S*>(output.data_ptr());
+  const ScalarType type = features[0].scalar_type();
+  const Tensor output = new_in_order_of(features[0], rois.size(0), settings.bins_h, settings.bins_w,
+                                        [&](const Sizes& shape) { return new_result(features[0], shape, type); });
   Forward<S, T>(plan, features, output).run();
-  const int64_t numbers_per_region = features[0].size(1) * plan.bins;
-  for (int64_t r : plan.strays) {
-    std::fill(numbers + r * numbers_per_region, numbers + (r + 1) * numbers_per_region, static_cast<S>(0));
-  }
+  fill_others(plan.regions, describe_pooled<S>(output));
   return output;
 }
 
@@ -267,10 +268,10 @@ std::vector<Tensor> backward_of(const Tensor& grad, const std::vector<Tensor>& f
                                 const PoolSettings& settings) {
   using T = typename Storage<S>::Wide;
   const Plan<T> plan = make_plan<T>(features, rois, levels, scales, settings);
-  const Tensor dense = as_type(grad, features[0].scalar_type());
+  const Tensor dense = dense_pooled(grad, features[0].scalar_type());
   std::vector<Tensor> grads;
   for (const Tensor& level : features) grads.push_back(new_result_like(level));
-  backward<S, T>(plan, static_cast<const S*>(dense.data_ptr()), grads);
+  backward<S, T>(plan, describe_pooled<S>(dense), grads);
   return grads;
 }
 

@@ -30,7 +30,6 @@ struct OwnedBins {
   std::vector<int32_t> cells;
   std::vector<T> weights;
   Window window = Window::nothing();
-  bool is_finite = true;
 
   BinTaps<T> view() const { return {static_cast<int>(starts.size()) - 1, starts.data(), cells.data(), weights.data()}; }
 };
@@ -111,9 +110,7 @@ template <typename C, typename T>
 void find_bins(const C* roi, int64_t height, int64_t width, const RotatedSettings& settings, CellSums<T>& sums,
                OwnedBins<T>& taps) {
   const TurnedGrid<C> grid(roi, settings);
-  taps.is_finite = grid.is_finite();
   taps.starts.assign(1, 0);
-  if (!taps.is_finite) return;
   const C bin_h = grid.height / static_cast<C>(settings.bins_h), bin_w = grid.width / static_cast<C>(settings.bins_w);
   const C half = static_cast<C>(0.5);
   for (int64_t bin = 0; bin < settings.bins(); ++bin) {
@@ -160,6 +157,12 @@ void shift_to_window(const Window& window, int64_t map_width, OwnedBins<T>& taps
   }
 }
 
+template <typename C>
+GroupedRegions group_turned(const C* rois, int64_t num_rois, const RotatedSettings& settings, int64_t num_images) {
+  const auto is_finite = [&](int64_t r, int64_t) { return TurnedGrid<C>(rois + r * 6, settings).is_finite(); };
+  return group_regions(rois, num_rois, 6, static_cast<const int64_t*>(nullptr), 1, num_images, is_finite);
+}
+
 // The regions of one image, in chunks whose taps fit in memory.
 template <typename C>
 std::vector<RegionGroup> chunked(const std::vector<RegionGroup>& groups, const C* rois,
@@ -170,7 +173,7 @@ std::vector<RegionGroup> chunked(const std::vector<RegionGroup>& groups, const C
     chunks.push_back({0, group.image, {}});
     for (int64_t r : group.regions) {
       const TurnedGrid<C> grid(rois + r * 6, settings);
-      const int64_t more = grid.is_finite() ? grid.expected_taps() : 0;
+      const int64_t more = grid.expected_taps();
       if (taps + more > kTapsPerChunk && !chunks.back().regions.empty()) {
         chunks.push_back({0, group.image, {}});
         taps = 0;
@@ -204,11 +207,13 @@ struct Workspace {
 };
 
 template <typename S, typename C>
-void forward(const Tensor& input, const C* rois, int64_t num_rois, const RotatedSettings& settings, S* output) {
+void forward(const Tensor& input, const C* rois, int64_t num_rois, const RotatedSettings& settings,
+             const PooledBins<S>& output) {
   using T = typename Storage<S>::Wide;
   const int64_t channels = input.size(1), cell_groups = (channels + kLanes<T> - 1) / kLanes<T>;
-  const auto groups = group_regions(rois, num_rois, 6, static_cast<const int64_t*>(nullptr), 1, input.size(0));
-  for (const RegionGroup& chunk : chunked(groups, rois, settings)) {
+  const GroupedRegions regions = group_turned(rois, num_rois, settings, input.size(0));
+  fill_others(regions, output);
+  for (const RegionGroup& chunk : chunked(regions.groups, rois, settings)) {
     const Map<S> map = map_of<S>(input, chunk.image);
     Window window;
     const auto taps = find_chunk<C, T>(chunk, rois, map.height, map.width, settings, &window);
@@ -220,15 +225,9 @@ void forward(const Tensor& input, const C* rois, int64_t num_rois, const Rotated
           T* tile = work.tile.reserve(settings.bins() * kLanes<T>);
           if (window.area() > 0) pack_window(map, channel, window, cells);
           for (size_t i = 0; i < taps.size(); ++i) {
-            S* target = output + (chunk.regions[i] * channels + channel) * settings.bins();
-            const int filled = channels_in_cell(map, channel);
-            if (!taps[i].is_finite) {
-              const S not_a_number = static_cast<S>(std::numeric_limits<float>::quiet_NaN());
-              std::fill(target, target + filled * settings.bins(), not_a_number);
-              continue;
-            }
             pool_kernels<T>().gather(taps[i].view(), cells, tile);
-            Storage<S>::kernels().unpack(tile, settings.bins(), 1, settings.bins(), filled, target);
+            Storage<S>::kernels().unpack(tile, output.channel_stride, output.bin_stride, settings.bins(),
+                                         channels_in_cell(map, channel), output.at(chunk.regions[i], channel));
           }
         });
   }
@@ -236,11 +235,12 @@ void forward(const Tensor& input, const C* rois, int64_t num_rois, const Rotated
 
 // All channel groups of an image are held packed while the image's chunks add to them, in their order.
 template <typename S, typename C>
-void backward(const S* grad, const C* rois, int64_t num_rois, const RotatedSettings& settings, const Tensor& result) {
+void backward(const PooledBins<S>& grad, const C* rois, int64_t num_rois, const RotatedSettings& settings,
+              const Tensor& result) {
   using T = typename Storage<S>::Wide;
   const int64_t channels = result.size(1), cell_groups = (channels + kLanes<T> - 1) / kLanes<T>;
-  const auto groups = group_regions(rois, num_rois, 6, static_cast<const int64_t*>(nullptr), 1, result.size(0));
-  for (const RegionGroup& group : groups) {
+  const GroupedRegions regions = group_turned(rois, num_rois, settings, result.size(0));
+  for (const RegionGroup& group : regions.groups) {
     const Map<S> map = map_of<S>(result, group.image);
     const Window everything = {0, map.height, 0, map.width};
     const int64_t size = everything.area() * kLanes<T>;
@@ -263,9 +263,8 @@ void backward(const S* grad, const C* rois, int64_t num_rois, const RotatedSetti
             T* tile = work.tile.reserve(settings.bins() * kLanes<T>);
             if (c == 0) std::fill(target, target + size, static_cast<T>(0));
             for (size_t i = 0; i < taps.size(); ++i) {
-              if (!taps[i].is_finite) continue;
-              Storage<S>::kernels().pack(grad + (chunk.regions[i] * channels + channel) * settings.bins(),
-                                         settings.bins(), 1, settings.bins(), channels_in_cell(map, channel), tile);
+              Storage<S>::kernels().pack(grad.at(chunk.regions[i], channel), grad.channel_stride, grad.bin_stride,
+                                         settings.bins(), channels_in_cell(map, channel), tile);
               pool_kernels<T>().scatter(taps[i].view(), tile, target);
             }
             if (c + 1 == chunks.size()) unpack_window(target, channel, everything, map);
@@ -303,13 +302,13 @@ Tensor roi_align_rotated(Tensor input, Tensor rois, Sizes output_size, double sp
   check_rotated_pooling(input, rois, output_size);
   const Tensor exact = as_type(rois, wide_type(rois.scalar_type()));
   const RotatedSettings settings = {output_size[0], output_size[1], sampling_ratio, spatial_scale};
-  const Tensor output =
-      new_result(input, {rois.size(0), input.size(1), output_size[0], output_size[1]}, input.scalar_type());
+  const Tensor output = new_in_order_of(input, rois.size(0), output_size[0], output_size[1], [&](const Sizes& shape) {
+    return new_result(input, shape, input.scalar_type());
+  });
   with_types(input, exact, [&](auto number, auto coordinate) {
     using S = decltype(number);
     using C = decltype(coordinate);
-    forward<S, C>(input, static_cast<const C*>(exact.data_ptr()), rois.size(0), settings,
-                  static_cast<S*>(output.data_ptr()));
+    forward<S, C>(input, static_cast<const C*>(exact.data_ptr()), rois.size(0), settings, describe_pooled<S>(output));
   });
   return output;
 }
@@ -320,14 +319,13 @@ Tensor roi_align_rotated_backward(Tensor grad, Tensor input, Tensor rois, Sizes 
   check_shape("grad", grad, {rois.size(0), input.size(1), output_size[0], output_size[1]});
   check_floating("grad", grad, input);
   const Tensor exact = as_type(rois, wide_type(rois.scalar_type()));
-  const Tensor dense = as_type(grad, input.scalar_type());
+  const Tensor dense = dense_pooled(grad, input.scalar_type());
   const RotatedSettings settings = {output_size[0], output_size[1], sampling_ratio, spatial_scale};
   const Tensor result = new_result_like(input);
   with_types(input, exact, [&](auto number, auto coordinate) {
     using S = decltype(number);
     using C = decltype(coordinate);
-    backward<S, C>(static_cast<const S*>(dense.data_ptr()), static_cast<const C*>(exact.data_ptr()), rois.size(0),
-                   settings, result);
+    backward<S, C>(describe_pooled<S>(dense), static_cast<const C*>(exact.data_ptr()), rois.size(0), settings, result);
   });
   return result;
 }

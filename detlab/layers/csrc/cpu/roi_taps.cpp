@@ -2,8 +2,6 @@
 
 #include <algorithm>
 
-#include "../roi_axis.h"
-
 namespace detlab {
 namespace {
 
@@ -73,13 +71,8 @@ void find_columns(const std::vector<int32_t>& cells, const Window& window, std::
 }  // namespace
 
 template <typename C, typename T>
-void find_taps(const C* roi, C scale, int64_t height, int64_t width, const PoolSettings& settings, OwnedTaps<T>& taps) {
-  const int64_t ratio = settings.sampling_ratio;
-  const Axis<C> x_axis = make_axis(roi[1], roi[3], scale, settings.bins_w, width, ratio, settings.aligned);
-  const Axis<C> y_axis = make_axis(roi[2], roi[4], scale, settings.bins_h, height, ratio, settings.aligned);
-  taps.is_finite = x_axis.is_finite() && y_axis.is_finite();
+void find_taps(const Axis<C>& y_axis, const Axis<C>& x_axis, OwnedTaps<T>& taps) {
   taps.window = Window::nothing();
-  if (!taps.is_finite) return;
   find_axis_taps(y_axis, taps.row_starts, taps.rows, taps.row_weights);
   std::vector<int32_t> cells;
   find_axis_taps(x_axis, taps.column_starts, cells, taps.column_weights);
@@ -88,9 +81,9 @@ void find_taps(const C* roi, C scale, int64_t height, int64_t width, const PoolS
   find_columns(cells, taps.window, taps.columns, taps.column_slots);
 }
 
-template void find_taps(const float*, float, int64_t, int64_t, const PoolSettings&, OwnedTaps<float>&);
-template void find_taps(const float*, float, int64_t, int64_t, const PoolSettings&, OwnedTaps<double>&);
-template void find_taps(const double*, double, int64_t, int64_t, const PoolSettings&, OwnedTaps<float>&);
-template void find_taps(const double*, double, int64_t, int64_t, const PoolSettings&, OwnedTaps<double>&);
+template void find_taps(const Axis<float>&, const Axis<float>&, OwnedTaps<float>&);
+template void find_taps(const Axis<float>&, const Axis<float>&, OwnedTaps<double>&);
+template void find_taps(const Axis<double>&, const Axis<double>&, OwnedTaps<float>&);
+template void find_taps(const Axis<double>&, const Axis<double>&, OwnedTaps<double>&);
 
 }  // namespace detlab

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "../roi_axis.h"
 #include "regions.h"
 #include "simd.h"
 
@@ -20,7 +21,6 @@ struct OwnedTaps {
   std::vector<int32_t> row_starts, rows, column_starts, column_slots, columns;
   std::vector<T> row_weights, column_weights;
   Window window = Window::nothing();  // what is read
-  bool is_finite = true;
 
   RegionTaps<T> view() const {
     return {static_cast<int>(row_starts.size()) - 1,
@@ -36,8 +36,8 @@ struct OwnedTaps {
   }
 };
 
-// roi: image, x1, y1, x2, y2.
+// Along the axes of a region that is finite on its map.
 template <typename C, typename T>
-void find_taps(const C* roi, C scale, int64_t height, int64_t width, const PoolSettings& settings, OwnedTaps<T>& taps);
+void find_taps(const Axis<C>& y_axis, const Axis<C>& x_axis, OwnedTaps<T>& taps);
 
 }  // namespace detlab

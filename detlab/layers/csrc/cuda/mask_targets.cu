@@ -4,7 +4,7 @@
 
 #include "../polygon_fill.h"
 #include "device.cuh"
-#include "taps.cuh"
+#include "roi_taps.cuh"
 
 namespace detlab {
 namespace cuda {
@@ -99,9 +99,9 @@ template <typename C>
 __device__ float average_of_bin(const Axis<C>& y_axis, const Axis<C>& x_axis, int y, int x, const unsigned char* bitmap,
                                 int64_t width) {
   float sum = 0;
-  visit_taps(x_axis, x, [&](int32_t column, C column_weight) {
+  AxisTaps<C>{x_axis}.visit(x, [&](int32_t column, C column_weight) {
     float column_sum = 0;
-    visit_taps(y_axis, y, [&](int32_t row, C row_weight) {
+    AxisTaps<C>{y_axis}.visit(y, [&](int32_t row, C row_weight) {
       if (bitmap[row * width + column] != 0) column_sum += static_cast<float>(row_weight);
     });
     sum = fma(static_cast<float>(column_weight), column_sum, sum);

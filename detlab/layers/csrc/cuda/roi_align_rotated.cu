@@ -1,26 +1,10 @@
 // ROIAlign for rotated regions; a block serves one region and some channels, a thread one channel of one bin.
 
-#include "device.cuh"
+#include "pooling.cuh"
 
 namespace detlab {
 namespace cuda {
 namespace {
-
-constexpr int kThreads = 256;
-constexpr int kChannelsPerBlock = 64;
-
-template <typename S>
-struct Maps {
-  S* data;
-  int64_t images, channels, height, width;
-  int64_t image_stride, channel_stride, row_stride, column_stride;
-};
-
-template <typename S>
-Maps<S> describe(const Tensor& maps) {
-  return {write<S>(maps), maps.size(0),   maps.size(1),   maps.size(2),  maps.size(3),
-          maps.stride(0), maps.stride(1), maps.stride(2), maps.stride(3)};
-}
 
 template <typename C>
 struct Grid {
@@ -34,10 +18,12 @@ template <typename C>
 struct TurnedRegion {
   C center_x, center_y, bin_w, bin_h, left, top, cos, sin;
   int64_t grid_h, grid_w, image;
+  bool reads;  // it is finite, and of an image that exists
 
-  __device__ TurnedRegion(const C* roi, const Grid<C>& grid) {
+  TurnedRegion() = default;
+  __device__ TurnedRegion(const C* roi, const Grid<C>& grid, int64_t num_images) {
     const C half = static_cast<C>(0.5);
-    image = roi[0] >= 0 ? static_cast<int64_t>(roi[0]) : -1;
+    image = image_index(roi[0], num_images);
     center_x = roi[1] * grid.scale - half;
     center_y = roi[2] * grid.scale - half;
     const C width = roi[3] * grid.scale, height = roi[4] * grid.scale;
@@ -50,29 +36,38 @@ struct TurnedRegion {
     top = -height * half;
     grid_w = samples_per_bin(bin_w, grid.sampling_ratio);
     grid_h = samples_per_bin(bin_h, grid.sampling_ratio);
+    const C numbers[5] = {center_x, center_y, width, height, cos};
+    reads = image >= 0 && are_finite(numbers, 5);
   }
-  __device__ bool is_finite() const {
-    const C sum = center_x + center_y + bin_w + bin_h + cos;
-    return sum - sum == 0;
+
+  __device__ C share() const { return 1 / (static_cast<C>(grid_h) * static_cast<C>(grid_w)); }
+  __device__ TurnedBin<C> bin(int bin_y, int bin_x, int64_t height, int64_t width) const {
+    return {center_x,
+            center_y,
+            cos,
+            sin,
+            left + static_cast<C>(bin_x) * bin_w,
+            top + static_cast<C>(bin_y) * bin_h,
+            bin_w,
+            bin_h,
+            grid_h,
+            grid_w,
+            height,
+            width};
+  }
+  __device__ Sample<C> row_of(C across, C along, int64_t height) const {
+    return place_sample(across * cos - along * sin + center_y, height);
+  }
+  __device__ Sample<C> column_of(C across, C along, int64_t width) const {
+    return place_sample(across * sin + along * cos + center_x, width);
   }
 
   // Calls `visit(row, column, weight)` for what a bin reads.
   template <typename Visit>
   __device__ void visit_bin(int bin_y, int bin_x, int64_t height, int64_t width, const Visit& visit) const {
     if (grid_h < 1 || grid_w < 1) return;
-    const C share = 1 / (static_cast<C>(grid_h) * static_cast<C>(grid_w));
-    const TurnedBin<C> bin = {center_x,
-                              center_y,
-                              cos,
-                              sin,
-                              left + static_cast<C>(bin_x) * bin_w,
-                              top + static_cast<C>(bin_y) * bin_h,
-                              bin_w,
-                              bin_h,
-                              grid_h,
-                              grid_w,
-                              height,
-                              width};
+    const TurnedBin<C> bin = this->bin(bin_y, bin_x, height, width);
+    const C share = this->share();
     int64_t first_row, last_row, first, last;
     bin.possible_rows(&first_row, &last_row);
     for (int64_t i = first_row; i < last_row; ++i) {
@@ -80,8 +75,7 @@ struct TurnedRegion {
       bin.possible_columns(i, &first, &last);
       for (int64_t j = first; j < last; ++j) {
         const C along = bin.along(j);
-        const Sample<C> row = place_sample(across * cos - along * sin + center_y, height);
-        const Sample<C> column = place_sample(across * sin + along * cos + center_x, width);
+        const Sample<C> row = row_of(across, along, height), column = column_of(across, along, width);
         if (!row.is_on_map || !column.is_on_map) continue;
         const C down = row.high_share, right = column.high_share;
         visit(row.low, column.low, (1 - down) * (1 - right) * share);
@@ -95,72 +89,165 @@ struct TurnedRegion {
 
 // Grid: (regions, channel groups).
 template <typename S, typename C, typename T>
-__global__ void pool_kernel(Maps<S> maps, const C* __restrict__ rois, Grid<C> grid, S* __restrict__ output) {
+__global__ void pool_kernel(FeatureMap<S> map, const C* __restrict__ rois, Grid<C> grid, PooledBins<S> output) {
   const int64_t r = blockIdx.x;
-  const int first_channel = blockIdx.y * kChannelsPerBlock;
-  const int num_channels = at_most<int>(kChannelsPerBlock, static_cast<int>(maps.channels) - first_channel);
-  const int num_bins = grid.bins_h * grid.bins_w;
-  const TurnedRegion<C> region(rois + r * 6, grid);
-  S* target = output + (r * maps.channels + first_channel) * num_bins;
-  const bool exists = region.image >= 0 && region.image < maps.images;
-  for (int i = threadIdx.x; i < num_channels * num_bins; i += blockDim.x) {
-    const int channel = i / num_bins, bin = i % num_bins;
-    if (!exists || !region.is_finite()) {
-      target[i] = static_cast<S>(exists ? nanf("") : 0.0f);
-      continue;
-    }
-    const S* plane = maps.data + region.image * maps.image_stride + (first_channel + channel) * maps.channel_stride;
-    T sum = 0;
-    region.visit_bin(
-        bin / grid.bins_w, bin % grid.bins_w, maps.height, maps.width, [&](int32_t y, int32_t x, C weight) {
-          sum = fma(static_cast<T>(weight), static_cast<T>(plane[y * maps.row_stride + x * maps.column_stride]), sum);
-        });
-    target[i] = static_cast<S>(sum);
+  const BlockOfChannels block(map.channels, grid.bins_h * grid.bins_w, output.is_channels_last());
+  const TurnedRegion<C> region(rois + r * 6, grid, map.images);
+  if (!region.reads) {
+    block.fill(output, r, nanf(""));
+    return;
   }
+  block.visit_items([&](int channel, int bin) {
+    const S* plane = map.plane(region.image, channel);
+    T sum = 0;
+    region.visit_bin(bin / grid.bins_w, bin % grid.bins_w, map.height, map.width, [&](int32_t y, int32_t x, C weight) {
+      const T value = static_cast<T>(plane[y * map.row_stride + x * map.column_stride]);
+      sum = fma(static_cast<T>(weight), value, sum);
+    });
+    output.at(r, channel)[bin * output.bin_stride] = static_cast<S>(sum);
+  });
 }
 
 // Adds to sums of type T; the order of the additions differs from run to run. Grid: (regions, channel groups).
 template <typename S, typename C, typename T>
-__global__ void spread_kernel(Maps<T> sums, const C* __restrict__ rois, Grid<C> grid, const S* __restrict__ grad) {
+__global__ void spread_kernel(FeatureMap<T> sums, const C* __restrict__ rois, Grid<C> grid, PooledBins<const S> grad) {
   const int64_t r = blockIdx.x;
-  const TurnedRegion<C> region(rois + r * 6, grid);
-  if (region.image < 0 || region.image >= sums.images || !region.is_finite()) return;
-  const int first_channel = blockIdx.y * kChannelsPerBlock;
-  const int num_channels = at_most<int>(kChannelsPerBlock, static_cast<int>(sums.channels) - first_channel);
-  const int num_bins = grid.bins_h * grid.bins_w;
-  const S* source = grad + (r * sums.channels + first_channel) * num_bins;
-  for (int i = threadIdx.x; i < num_channels * num_bins; i += blockDim.x) {
-    const int channel = i / num_bins, bin = i % num_bins;
-    T* plane = sums.data + region.image * sums.image_stride + (first_channel + channel) * sums.channel_stride;
-    const T value = static_cast<T>(source[i]);
+  const TurnedRegion<C> region(rois + r * 6, grid, sums.images);
+  if (!region.reads) return;
+  const BlockOfChannels block(sums.channels, grid.bins_h * grid.bins_w, grad.is_channels_last());
+  block.visit_items([&](int channel, int bin) {
+    T* plane = sums.plane(region.image, channel);
+    const T value = static_cast<T>(grad.at(r, channel)[bin * grad.bin_stride]);
     region.visit_bin(bin / grid.bins_w, bin % grid.bins_w, sums.height, sums.width,
                      [&](int32_t y, int32_t x, C weight) {
                        atomicAdd(plane + y * sums.row_stride + x * sums.column_stride, static_cast<T>(weight) * value);
                      });
+  });
+}
+
+// Samples along one direction of a region, counted over all its bins: [first, last).
+struct SampleRange {
+  int64_t first, last;
+};
+
+// A sample of a bin, and the next one.
+struct SamplePlace {
+  int bin;
+  int64_t sample, grid;
+
+  __device__ SamplePlace(int64_t index, int64_t grid)
+      : bin(static_cast<int>(index / grid)), sample(index % grid), grid(grid) {}
+  __device__ void advance() {
+    if (++sample < grid) return;
+    sample = 0;
+    ++bin;
+  }
+};
+
+// The samples at `start + (k + 0.5) * step` that can lie within `reach` of a place: a superset by a few.
+template <typename C>
+__device__ SampleRange samples_near(C place, C reach, C start, C step, int64_t count) {
+  if (step < static_cast<C>(1e-12) && step > static_cast<C>(-1e-12)) return {0, count};
+  const C one = (place - reach - start) / step, other = (place + reach - start) / step;
+  const C most = static_cast<C>(count), zero = 0;
+  const int64_t first = static_cast<int64_t>(at_most(at_least(at_most(one, other), zero), most)) - 2;
+  const int64_t last = static_cast<int64_t>(at_most(at_least(at_least(one, other), zero), most)) + 2;
+  return {at_least(first, int64_t{0}), at_most(last, count)};
+}
+
+// The share of a cell in a sample.
+template <typename C>
+__device__ C share_of(const Sample<C>& sample, int64_t cell) {
+  if (!sample.is_on_map) return 0;
+  if (sample.low == cell) return 1 - sample.high_share;
+  return sample.low + 1 == cell ? sample.high_share : static_cast<C>(0);
+}
+
+// How far rounding may move a sample.
+template <typename C>
+__device__ C rounding_of(const TurnedRegion<C>& region, int64_t height, int64_t width) {
+  const C eps = sizeof(C) == 4 ? static_cast<C>(1.2e-7) : static_cast<C>(2.3e-16);
+  return 16 * eps *
+         (fabs(region.center_x) + fabs(region.center_y) + fabs(region.left) + fabs(region.top) +
+          static_cast<C>(height + width));
+}
+
+// Whether a region can reach a tile: their surrounding circles meet.
+template <typename C>
+__device__ bool may_reach(const TurnedRegion<C>& region, const OwnCell& cell, int64_t height, int64_t width) {
+  const C half = static_cast<C>(kTile) / 2, dx = static_cast<C>(cell.first_x) + half - region.center_x,
+          dy = static_cast<C>(cell.first_y) + half - region.center_y;
+  const C radius =
+      static_cast<C>(1.5) * half + 2 + rounding_of(region, height, width) + fabs(region.left) + fabs(region.top);
+  return fabs(dx) <= radius && fabs(dy) <= radius;
+}
+
+// Calls `visit(bin, weight)` for the samples of a region that read a cell, always in the same order. They lie at most a
+// cell away from it along either side of the map, also where the map's border holds what lies just off it.
+template <typename C, typename Visit>
+__device__ void visit_samples_of_cell(const TurnedRegion<C>& region, const Grid<C>& grid, const OwnCell& cell,
+                                      int64_t height, int64_t width, const Visit& visit) {
+  if (region.grid_h < 1 || region.grid_w < 1) return;
+  const C dx = static_cast<C>(cell.x) - region.center_x, dy = static_cast<C>(cell.y) - region.center_y;
+  const C reach = fabs(region.cos) + fabs(region.sin) + rounding_of(region, height, width), share = region.share();
+  const SampleRange rows = samples_near(dx * region.sin + dy * region.cos, reach, region.top,
+                                        region.bin_h / static_cast<C>(region.grid_h), region.grid_h * grid.bins_h);
+  const SampleRange columns = samples_near(dx * region.cos - dy * region.sin, reach, region.left,
+                                           region.bin_w / static_cast<C>(region.grid_w), region.grid_w * grid.bins_w);
+  SamplePlace row(rows.first, region.grid_h);
+  for (int64_t i = rows.first; i < rows.last; ++i, row.advance()) {
+    SamplePlace column(columns.first, region.grid_w);
+    for (int64_t j = columns.first; j < columns.last; ++j, column.advance()) {
+      const TurnedBin<C> bin = region.bin(row.bin, column.bin, height, width);
+      const C across = bin.across(row.sample), along = bin.along(column.sample);
+      const C row_share = share_of(region.row_of(across, along, height), cell.y);
+      const C column_share = share_of(region.column_of(across, along, width), cell.x);
+      const C weight = row_share * column_share * share;
+      if (weight != 0) visit(row.bin * grid.bins_w + column.bin, weight);
+    }
   }
 }
 
-// The deterministic backward: one thread owns a whole channel of an image and adds to it region by region.
+// The regions of a block's tile, some at a time: each thread looks at one, then all go through those that may matter.
+template <typename C>
+struct NearRegions {
+  TurnedRegion<C> regions[kTile * kTile];
+  unsigned may_matter[kTile * kTile / 32];
+};
+
+// The deterministic backward: a thread owns a cell in some channels and adds up what reaches it, regions in their
+// order. Grid: (tiles of all images, channel groups); block: kTile x kTile.
 template <typename S, typename C, typename T>
-__global__ void collect_kernel(Maps<T> sums, const C* __restrict__ rois, int64_t num_rois, Grid<C> grid,
-                               const S* __restrict__ grad) {
-  const int64_t plane_index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (plane_index >= sums.images * sums.channels) return;
-  const int64_t image = plane_index / sums.channels, channel = plane_index % sums.channels;
-  T* plane = sums.data + image * sums.image_stride + channel * sums.channel_stride;
-  for (int64_t r = 0; r < num_rois; ++r) {
-    const TurnedRegion<C> region(rois + r * 6, grid);
-    if (region.image != image || !region.is_finite()) continue;
-    const S* source = grad + (r * sums.channels + channel) * grid.bins_h * grid.bins_w;
-    for (int bin = 0; bin < grid.bins_h * grid.bins_w; ++bin) {
-      const T value = static_cast<T>(source[bin]);
-      const auto add = [&](int32_t y, int32_t x, C weight) {
-        T* cell = plane + y * sums.row_stride + x * sums.column_stride;
-        *cell = fma(static_cast<T>(weight), value, *cell);
-      };
-      region.visit_bin(bin / grid.bins_w, bin % grid.bins_w, sums.height, sums.width, add);
+__global__ void collect_kernel(FeatureMap<S> map, const C* __restrict__ rois, int64_t num_rois, Grid<C> grid,
+                               PooledBins<const S> grad) {
+  __shared__ NearRegions<C> near;
+  const OwnCell cell(map);
+  const int thread = threadIdx.x;
+  T sums[kChannelsPerTile];
+  for (int c = 0; c < kChannelsPerTile; ++c) sums[c] = 0;
+  for (int64_t first = 0; first < num_rois; first += kTile * kTile) {
+    bool matters = false;
+    if (first + thread < num_rois) {
+      const TurnedRegion<C> region(rois + (first + thread) * 6, grid, map.images);
+      matters = region.reads && region.image == cell.image && may_reach(region, cell, map.height, map.width);
+      near.regions[thread] = region;
     }
+    const unsigned votes = __ballot_sync(~0u, matters);
+    if (thread % 32 == 0) near.may_matter[thread / 32] = votes;
+    __syncthreads();
+    for (int k = 0; k < kTile * kTile; ++k) {
+      if ((near.may_matter[k / 32] >> k % 32 & 1) == 0) continue;
+      const S* source = grad.at(first + k, cell.first_channel);
+      visit_samples_of_cell(near.regions[k], grid, cell, map.height, map.width, [&](int bin, C weight) {
+        const S* values = source + bin * grad.bin_stride;
+        for (int c = 0; c < cell.num_channels; ++c) {
+          sums[c] = fma(static_cast<T>(weight), static_cast<T>(values[c * grad.channel_stride]), sums[c]);
+        }
+      });
+    }
+    __syncthreads();
   }
+  cell.store(map, sums);
 }
 
 template <typename C>
@@ -169,27 +256,23 @@ Grid<C> grid_of(const Sizes& output_size, double spatial_scale, int64_t sampling
           static_cast<C>(spatial_scale)};
 }
 
-dim3 blocks_of(const Tensor& maps, int64_t num_rois) {
-  return dim3(static_cast<unsigned>(num_rois), static_cast<unsigned>(divide_up(maps.size(1), kChannelsPerBlock)));
-}
-
 }  // namespace
 
 Tensor roi_align_rotated(Tensor input, Tensor rois, Sizes output_size, double spatial_scale, int64_t sampling_ratio) {
   check_rotated_pooling(input, rois, output_size);
   const Launch launch(input);
   const Tensor exact = as_type(rois, wide_type(rois.scalar_type()));
-  const Tensor output =
-      new_tensor(input, {rois.size(0), input.size(1), output_size[0], output_size[1]}, input.scalar_type());
+  const Tensor output = new_in_order_of(input, rois.size(0), output_size[0], output_size[1], [&](const Sizes& shape) {
+    return new_tensor(input, shape, input.scalar_type());
+  });
   if (output.numel() == 0) return output;
-  with_type(input.scalar_type(), [&](auto number) {
-    with_wide_type(exact.scalar_type(), [&](auto coordinate) {
-      using S = decltype(number);
-      using C = decltype(coordinate);
-      const auto kernel = pool_kernel<S, C, Wide<S>>;
-      DETLAB_LAUNCH(kernel, blocks_of(input, rois.size(0)), kThreads, 0, launch.stream(), describe<S>(input),
-                    read<C>(exact), grid_of<C>(output_size, spatial_scale, sampling_ratio), write<S>(output));
-    });
+  with_types(input, exact, [&](auto number, auto coordinate) {
+    using S = decltype(number);
+    using C = decltype(coordinate);
+    const auto kernel = pool_kernel<S, C, Wide<S>>;
+    DETLAB_LAUNCH(kernel, blocks_of_regions(rois.size(0), input.size(1)), kPoolThreads, 0, launch.stream(),
+                  describe_map<S>(input), read<C>(exact), grid_of<C>(output_size, spatial_scale, sampling_ratio),
+                  describe_pooled<S>(output));
   });
   return output;
 }
@@ -200,33 +283,35 @@ Tensor roi_align_rotated_backward(Tensor grad, Tensor input, Tensor rois, Sizes 
   check_shape("grad", grad, {rois.size(0), input.size(1), output_size[0], output_size[1]});
   check_floating("grad", grad, input);
   const Launch launch(input);
-  const Tensor exact = as_type(rois, wide_type(rois.scalar_type())), dense = as_type(grad, input.scalar_type());
-  Tensor result = torch::stable::empty_like(input);
-  torch::stable::zero_(result);
-  if (dense.numel() == 0) return result;
-  const ScalarType wide = wide_type(input.scalar_type());
-  const bool is_narrow = wide != input.scalar_type();
-  const Tensor sums = is_narrow ? torch::stable::to(result, wide) : result;
-  with_type(input.scalar_type(), [&](auto number) {
-    with_wide_type(exact.scalar_type(), [&](auto coordinate) {
+  const Tensor exact = as_type(rois, wide_type(rois.scalar_type()));
+  const Tensor dense = dense_pooled(grad, input.scalar_type());
+  if (dense.numel() == 0) {
+    Tensor nothing = torch::stable::empty_like(input);
+    torch::stable::zero_(nothing);
+    return nothing;
+  }
+  if (deterministic) {  // each cell is written once
+    const Tensor result = torch::stable::empty_like(input);
+    with_types(input, exact, [&](auto number, auto coordinate) {
       using S = decltype(number);
       using C = decltype(coordinate);
-      using T = Wide<S>;
-      const Grid<C> grid = grid_of<C>(output_size, spatial_scale, sampling_ratio);
-      if (deterministic) {
-        const auto kernel = collect_kernel<S, C, T>;
-        constexpr int kPlanesPerBlock = 32;
-        DETLAB_LAUNCH(kernel, blocks_for(input.size(0) * input.size(1), kPlanesPerBlock), kPlanesPerBlock, 0,
-                      launch.stream(), describe<T>(sums), read<C>(exact), rois.size(0), grid, read<S>(dense));
-      } else {
-        const auto kernel = spread_kernel<S, C, T>;
-        DETLAB_LAUNCH(kernel, blocks_of(input, rois.size(0)), kThreads, 0, launch.stream(), describe<T>(sums),
-                      read<C>(exact), grid, read<S>(dense));
-      }
+      const auto kernel = collect_kernel<S, C, Wide<S>>;
+      DETLAB_LAUNCH(kernel, blocks_of_tiles(input), kTile * kTile, 0, launch.stream(), describe_map<S>(result),
+                    read<C>(exact), rois.size(0), grid_of<C>(output_size, spatial_scale, sampling_ratio),
+                    describe_pooled<const S>(dense));
     });
+    return result;
+  }
+  MapSums sums(input);
+  with_types(input, exact, [&](auto number, auto coordinate) {
+    using S = decltype(number);
+    using C = decltype(coordinate);
+    const auto kernel = spread_kernel<S, C, Wide<S>>;
+    DETLAB_LAUNCH(kernel, blocks_of_regions(rois.size(0), input.size(1)), kPoolThreads, 0, launch.stream(),
+                  describe_map<Wide<S>>(sums.sums()), read<C>(exact),
+                  grid_of<C>(output_size, spatial_scale, sampling_ratio), describe_pooled<const S>(dense));
   });
-  if (is_narrow) torch::stable::copy_(result, sums);
-  return result;
+  return sums.finish();
 }
 
 }  // namespace cuda

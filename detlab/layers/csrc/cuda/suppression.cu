@@ -1,14 +1,15 @@
-// Greedy suppression on the device, for a batch of images, with nothing that the host would wait for.
+// Greedy suppression on the device, for a batch of images, in one launch and with nothing that the host would wait for.
 //
-// Candidates are brought into the order of their scores and settled a window at a time: which of them do boxes kept
-// earlier suppress, which overlap which (a bit for each pair), and a walk along those bits that decides. Classes are
-// compared exactly.
+// Candidates stand in the order of their scores and are settled a window at a time: which of them do boxes kept earlier
+// suppress, which better ones of the window overlap which (a bit for each pair), and a walk along those bits that
+// decides. The blocks of an image hand out the comparisons of a window among themselves, piece by piece; the one that
+// finishes the last piece settles the window, the others wait for that. A block only ever waits for what running blocks
+// have taken on, so no number of them needs a place on the device at the same time. Windows past an image's last
+// candidate, or past the last box that it may keep, are not even looked at. Classes are compared exactly.
 //
-// Shapes: N images, B candidates in each, P boxes kept at most, W words of flags in a window.
+// Shapes: N images, B candidates in each, P boxes kept at most, W windows.
 
-#include <cmath>
-
-#include "boxes.cuh"
+#include "candidates.cuh"
 #include "device.cuh"
 
 namespace detlab {
@@ -17,46 +18,69 @@ namespace {
 
 using Word = unsigned long long;
 
-constexpr int kWord = 64;            // candidates that one word of flags covers
-constexpr int kWindow = 4096;        // candidates settled together
-constexpr int kKeptPerSlice = 1024;  // kept boxes that one block compares with
-constexpr int kSettlers = 1024;      // threads that settle an image
+constexpr int kWord = 64;      // candidates that one word of flags covers
+constexpr int kWindow = 4096;  // candidates settled together
+constexpr int kWords = kWindow / kWord;
+constexpr int kThreads = 512;       // of a block; the candidates of a piece
+constexpr int kKeptPerPiece = 128;  // kept boxes that a piece compares its candidates with
+constexpr int kBlocks = 256;        // of all images: about two for each multiprocessor of a large GPU
 
+// What all blocks see; the counts and flags begin at zero.
 template <typename Box>
-struct Candidates {
+struct Task {
   const Box* boxes;         // (N, B), best first
   const int64_t* classes;   // (N, B), or null: all of one class
+  const int64_t* order;     // (N, B): rank by score -> index of the box
   const int64_t* num_real;  // (N): those behind are padding
-  int count;                // B
+  int64_t count;            // B
   typename Box::Number threshold;
+  int64_t max_kept;   // P
+  int64_t* ranks;     // (N, P) of the boxes kept
+  int64_t* indices;   // (N, P) the same, as indices of boxes
+  int64_t* num_kept;  // (N)
+  int64_t num_windows, width;
+  Word* removed;      // (N, kWords): candidates of the window that a box kept before it suppresses
+  Word* rivals;       // (N, width / 64, width): bit k of row w, column i: candidate w * 64 + k overlaps the worse one i
+  Word* taken;        // (N, W): pieces handed out
+  Word* done;         // (N, W): pieces finished
+  Word* kept_before;  // (N, W + 1): one more than the boxes kept before the window, 0 while that is not known
 
-  __device__ int64_t class_of(int64_t index) const { return classes == nullptr ? 0 : classes[index]; }
+  // The task of one image alone.
+  __device__ Task of_image(int64_t image) const {
+    Task task = *this;
+    task.boxes += image * count;
+    if (classes != nullptr) task.classes += image * count;
+    task.order += image * count;
+    task.num_real += image;
+    task.ranks += image * max_kept;
+    task.indices += image * max_kept;
+    task.num_kept += image;
+    task.removed += image * kWords;
+    task.rivals += image * (width / kWord) * width;
+    task.taken += image * num_windows;
+    task.done += image * num_windows;
+    task.kept_before += image * (num_windows + 1);
+    return task;
+  }
+  __device__ int64_t class_of(int64_t rank) const { return classes == nullptr ? 0 : classes[rank]; }
 };
 
-struct Outcome {
-  const int64_t* order;  // (N, B): rank by score -> index of the box
-  int64_t* ranks;        // (N, P) of the boxes kept
-  int64_t* indices;      // (N, P)
-  int64_t* num_kept;     // (N)
-  int64_t max_kept;      // P
-};
-
-// The ranks [first, last). Rows of `overlaps` are candidates, also those that only fill the last word.
+// A window of an image, and how its comparisons are divided.
 struct Window {
-  int first, last, words;
-  Word* removed;   // (N, W): candidates that a box kept before the window suppresses
-  Word* overlaps;  // (N, W * 64, W): bit k of word w in row i says that i suppresses candidate w * 64 + k, if kept
+  int64_t index, first;  // rank of its first candidate
+  int size, words, groups;
+  int64_t num_kept, slices;  // boxes kept before it
+
+  __device__ Window(int64_t index, int64_t num_real, int64_t num_kept)
+      : index(index), first(index * kWindow), num_kept(num_kept) {
+    size = static_cast<int>(at_most<int64_t>(kWindow, num_real - first));
+    words = (size + kWord - 1) / kWord;
+    groups = (size + kThreads - 1) / kThreads;
+    slices = (num_kept + kKeptPerPiece - 1) / kKeptPerPiece;
+  }
+  // A group of candidates with a slice of the kept boxes, or with a word of the window's own.
+  __device__ int64_t pieces() const { return (slices + words) * groups; }
 };
-
-template <typename Box>
-__device__ bool is_settled(const Candidates<Box>& candidates, const Outcome& outcome, const Window& window, int image) {
-  return window.first >= candidates.num_real[image] || outcome.num_kept[image] >= outcome.max_kept;
-}
-
-template <typename Box>
-__device__ int end_of(const Candidates<Box>& candidates, const Window& window, int image) {
-  return static_cast<int>(at_most<int64_t>(window.last, candidates.num_real[image]));
-}
 
 // Boxes that all threads of a block compare theirs with.
 template <typename Box>
@@ -64,9 +88,9 @@ struct Stage {
   Box boxes[kWord];
   int64_t classes[kWord];
 
-  __device__ void put(int slot, const Candidates<Box>& candidates, int64_t index) {
-    boxes[slot] = candidates.boxes[index];
-    classes[slot] = candidates.class_of(index);
+  __device__ void put(int slot, const Task<Box>& task, int64_t rank) {
+    boxes[slot] = task.boxes[rank];
+    classes[slot] = task.class_of(rank);
   }
   // One bit for each of the first `count`.
   __device__ Word overlapping(const Box& box, int64_t own_class, int count, typename Box::Number threshold) const {
@@ -78,190 +102,188 @@ struct Stage {
   }
 };
 
-// Grid: (words of the window, slices of the kept, images); block: the candidates of a word.
+// The memory of a block.
 template <typename Box>
-__global__ void compare_with_kept(Candidates<Box> candidates, Window window, Outcome outcome) {
-  __shared__ Stage<Box> kept;
-  __shared__ Word flags;
-  const int image = blockIdx.z, thread = threadIdx.x;
-  const int64_t slice = static_cast<int64_t>(blockIdx.y) * kKeptPerSlice;
-  const int64_t slice_end = at_most<int64_t>(slice + kKeptPerSlice, outcome.num_kept[image]);
-  if (slice >= slice_end || is_settled(candidates, outcome, window, image)) return;
-  const int64_t first_box = static_cast<int64_t>(image) * candidates.count;
-  const int64_t* ranks = outcome.ranks + image * outcome.max_kept;
-  const int rank = window.first + static_cast<int>(blockIdx.x) * kWord + thread;
-  const bool is_real = rank < end_of(candidates, window, image);
-  const int64_t index = first_box + (is_real ? rank : window.first);
-  const Box box = candidates.boxes[index];
-  const int64_t own_class = candidates.class_of(index);
+struct BlockMemory {
+  Stage<Box> stage;
+  Word removed[kWords], chosen[kWords];
+  Word word;  // passed from the first thread to all
+};
+
+// Each block gets another number.
+__device__ inline int64_t take(Word* counter, Word* passed) {
+  __syncthreads();
+  if (threadIdx.x == 0) *passed = atomicAdd(counter, Word{1});
+  __syncthreads();
+  return static_cast<int64_t>(*passed);
+}
+
+// Whether the block finished the last piece; it then sees what the others wrote.
+__device__ inline bool finish(Word* counter, int64_t pieces, Word* passed) {
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    __threadfence();
+    *passed = atomicAdd(counter, Word{1}) + 1;
+    __threadfence();
+  }
+  __syncthreads();
+  return static_cast<int64_t>(*passed) == pieces;
+}
+
+// Waits until a value that another block publishes is there, with all that the other wrote before.
+__device__ inline Word wait_for(Word* value, Word* passed) {
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    Word seen = 0;
+    while ((seen = atomicAdd(value, Word{0})) == 0) __nanosleep(200);
+    __threadfence();
+    *passed = seen;
+  }
+  __syncthreads();
+  return *passed;
+}
+
+// Sets the bits of candidates, by their place in the window, for which `flag` is true. For whole warps.
+__device__ inline void set_flags(Word* flags, int place, bool flag) {
+  const unsigned votes = __ballot_sync(~0u, flag);
+  if (threadIdx.x % 32 == 0 && votes != 0) atomicOr(flags + place / kWord, Word{votes} << place % kWord);
+}
+
+template <typename Box>
+__device__ void compare_with_kept(const Task<Box>& task, const Window& window, int64_t slice, int place,
+                                  Stage<Box>& stage) {
+  const int64_t end = at_most<int64_t>((slice + 1) * kKeptPerPiece, window.num_kept);
+  const bool is_real = place < window.size;
+  const int64_t rank = window.first + (is_real ? place : 0);
+  const Box box = task.boxes[rank];
+  const int64_t own_class = task.class_of(rank);
   bool is_removed = false;
-  if (thread == 0) flags = 0;
-  for (int64_t k = slice; k < slice_end; k += kWord) {
-    if (k + thread < slice_end) kept.put(thread, candidates, first_box + ranks[k + thread]);
+  for (int64_t k = slice * kKeptPerPiece; k < end; k += kWord) {
+    if (threadIdx.x < kWord && k + threadIdx.x < end) stage.put(threadIdx.x, task, task.ranks[k + threadIdx.x]);
     __syncthreads();
-    const int count = static_cast<int>(at_most<int64_t>(kWord, slice_end - k));
-    is_removed = is_removed || kept.overlapping(box, own_class, count, candidates.threshold) != 0;
+    const int count = static_cast<int>(at_most<int64_t>(kWord, end - k));
+    is_removed = is_removed || stage.overlapping(box, own_class, count, task.threshold) != 0;
     __syncthreads();
   }
-  if (is_real && is_removed) atomicOr(&flags, Word{1} << thread);
-  __syncthreads();
-  if (thread == 0 && flags != 0) atomicOr(window.removed + image * window.words + blockIdx.x, flags);
+  set_flags(task.removed, place, is_real && is_removed);
 }
 
-// Grid: (words that may be suppressed, words that suppress, images); block: the candidates of a word.
 template <typename Box>
-__global__ void compare_in_window(Candidates<Box> candidates, Window window, Outcome outcome) {
-  __shared__ Stage<Box> others;
-  const int image = blockIdx.z, thread = threadIdx.x, row = static_cast<int>(blockIdx.y) * kWord + thread;
-  if (blockIdx.x < blockIdx.y || is_settled(candidates, outcome, window, image)) return;
-  const int end = end_of(candidates, window, image);
-  const int first_other = window.first + static_cast<int>(blockIdx.x) * kWord, other = first_other + thread;
-  const int64_t first_box = static_cast<int64_t>(image) * candidates.count;
-  if (other < end) others.put(thread, candidates, first_box + other);
+__device__ void compare_in_window(const Task<Box>& task, const Window& window, int word, int place, Stage<Box>& stage) {
+  const int count = at_most(kWord, window.size - word * kWord);
+  if (static_cast<int>(threadIdx.x) < count) stage.put(threadIdx.x, task, window.first + word * kWord + threadIdx.x);
   __syncthreads();
-  if (window.first + row >= end || first_other >= end) return;
-  const int64_t index = first_box + window.first + row;
-  const int count = at_most(kWord, end - first_other);
-  // Bits of better candidates are not cleared: the walk is past them.
-  const Word word =
-      others.overlapping(candidates.boxes[index], candidates.class_of(index), count, candidates.threshold);
-  window.overlaps[(static_cast<int64_t>(image) * window.words * kWord + row) * window.words + blockIdx.x] = word;
+  if (place < word * kWord || place >= window.size) return;
+  const int64_t rank = window.first + place;
+  Word rivals = stage.overlapping(task.boxes[rank], task.class_of(rank), count, task.threshold);
+  if (place / kWord == word) rivals &= (Word{1} << place % kWord) - 1;
+  task.rivals[word * task.width + place] = rivals;
 }
 
-// Of `open` candidates, those that no better one of them suppresses.
-__device__ inline Word settle_word(Word open, const Word* overlaps) {
+__device__ inline Word vote(bool low, bool high) {
+  return Word{__ballot_sync(~0u, low)} | Word{__ballot_sync(~0u, high)} << 32;
+}
+
+// Of `open` candidates, those that no better one of them suppresses; a warp, each lane of which looks after two. In
+// each round all those stay that have no open rival, and their worse ones go: as many rounds as the longest chain of
+// candidates of which each one's fate hangs on the one before, seldom more than a few.
+__device__ inline Word settle_word(Word open, const Word* rivals) {
+  const int lane = threadIdx.x % 32;
+  const Word low = rivals[lane], high = rivals[lane + 32];
   Word chosen = 0;
   while (open != 0) {
-    const int best = __ffsll(static_cast<long long>(open)) - 1;
-    chosen |= Word{1} << best;
-    open &= ~(overlaps[best] | Word{1} << best);
+    const Word safe =
+        vote((open >> lane & 1) != 0 && (low & open) == 0, (open >> (lane + 32) & 1) != 0 && (high & open) == 0);
+    chosen |= safe;
+    open &= ~(safe | vote((low & safe) != 0, (high & safe) != 0));
   }
   return chosen;
 }
 
-// A block walks the window of its image a word at a time: one thread settles the word, all carry its consequences on.
+// Marks those of a word that the ones chosen before suppress; the block's groups of threads share the words before.
 template <typename Box>
-__global__ void settle_window(Candidates<Box> candidates, Window window, Outcome outcome) {
-  __shared__ Word removed[kWindow / kWord], own_overlaps[2][kWord], chosen;
-  const int image = blockIdx.x, thread = threadIdx.x, lane = thread % kWord, group = thread / kWord;
-  if (is_settled(candidates, outcome, window, image)) return;
-  const int count = end_of(candidates, window, image) - window.first, words = (count + kWord - 1) / kWord;
-  const Word* overlaps = window.overlaps + static_cast<int64_t>(image) * window.words * kWord * window.words;
-  const auto row = [&](int word, int bit) {
-    return overlaps + static_cast<int64_t>(word * kWord + bit) * window.words;
-  };
-  int64_t num_kept = outcome.num_kept[image];
-  for (int w = thread; w < words; w += blockDim.x) removed[w] = window.removed[image * window.words + w];
-  if (group == 0) own_overlaps[0][lane] = row(0, lane)[0];
+__device__ void remove_overlapped(const Task<Box>& task, const Window& window, int word, BlockMemory<Box>& memory) {
+  const int lane = threadIdx.x % kWord, place = word * kWord + lane;
+  Word gone = 0;
+  if (place < window.size) {
+    for (int w = threadIdx.x / kWord; w < word; w += kThreads / kWord) {
+      gone |= task.rivals[w * task.width + place] & memory.chosen[w];
+    }
+  }
+  set_flags(memory.removed, place, gone != 0);
+}
+
+// One block walks the window a word at a time; every warp settles the word for itself.
+template <typename Box>
+__device__ void settle(const Task<Box>& task, const Window& window, BlockMemory<Box>& memory) {
+  const int thread = threadIdx.x;
+  int64_t num_kept = window.num_kept;
+  if (thread < window.words) {
+    memory.removed[thread] = task.removed[thread];
+    task.removed[thread] = 0;  // for the next window
+  }
   __syncthreads();
-  for (int w = 0; w < words && num_kept < outcome.max_kept; ++w) {
-    if (thread == 0) {
-      const Word real = ~Word{0} >> (kWord - at_most(kWord, count - w * kWord));
-      chosen = settle_word(real & ~removed[w], own_overlaps[w % 2]);
-    }
+  for (int w = 0; w < window.words && num_kept < task.max_kept; ++w) {
+    remove_overlapped(task, window, w, memory);
     __syncthreads();
-    for (int other = w + 1 + lane; other < words; other += kWord) {
-      Word gone = 0;
-      for (int k = group; k < kWord; k += blockDim.x / kWord) {
-        if (chosen >> k & 1) gone |= row(w, k)[other];
+    const Word real = ~Word{0} >> (kWord - at_most(kWord, window.size - w * kWord));
+    const Word chosen = settle_word(real & ~memory.removed[w], task.rivals + w * task.width + w * kWord);
+    if (thread == 0) memory.chosen[w] = chosen;
+    if (thread < kWord && (chosen >> thread & 1) != 0) {
+      const int64_t place = num_kept + __popcll(chosen & ((Word{1} << thread) - 1));
+      const int64_t rank = window.first + w * kWord + thread;
+      if (place < task.max_kept) {
+        task.ranks[place] = rank;
+        task.indices[place] = task.order[rank];
       }
-      if (gone != 0) atomicOr(&removed[other], gone);
-    }
-    if (group == 0 && w + 1 < words) own_overlaps[(w + 1) % 2][lane] = row(w + 1, lane)[w + 1];
-    const int64_t place = num_kept + __popcll(chosen & ((Word{1} << lane) - 1));
-    if (group == 1 && (chosen >> lane & 1) && place < outcome.max_kept) {
-      const int rank = window.first + w * kWord + lane;
-      outcome.ranks[image * outcome.max_kept + place] = rank;
-      outcome.indices[image * outcome.max_kept + place] = outcome.order[image * int64_t{candidates.count} + rank];
     }
     num_kept += __popcll(chosen);
     __syncthreads();
   }
-  if (thread == 0) outcome.num_kept[image] = at_most(num_kept, outcome.max_kept);
-}
-
-// NaN becomes -inf, so that it sorts behind everything.
-template <typename P>
-__global__ void clean_scores(const P* scores, int64_t count, P* cleaned) {
-  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
-    cleaned[i] = scores[i] == scores[i] ? scores[i] : -static_cast<P>(INFINITY);
+  if (thread == 0) {
+    num_kept = at_most(num_kept, task.max_kept);
+    *task.num_kept = num_kept;
+    __threadfence();
+    atomicAdd(task.kept_before + window.index + 1, static_cast<Word>(num_kept) + 1);
   }
 }
 
-// What `arrange` brings into the order of the scores. Null scores: there is no padding.
-template <typename Box, typename P>
-struct Arrangement {
-  const typename Box::Number* boxes;  // (N, B, numbers of a box)
-  const int64_t* order;               // (N, B)
-  const P* sorted_scores;             // (N, B)
-  const int64_t* classes;             // (N, B) or null
-  int64_t num_images, count;          // N, B
-  Box* sorted_boxes;                  // (N, B)
-  int64_t* sorted_classes;            // (N, B)
-  int64_t* num_real;                  // (N), zeros so far
-};
-
-template <typename Box, typename P>
-__global__ void arrange(Arrangement<Box, P> job) {
-  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x, total = job.num_images * job.count;
-  const P nothing = -static_cast<P>(INFINITY);
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < total; i += step) {
-    const int64_t image = i / job.count, rank = i % job.count, from = image * job.count + job.order[i];
-    job.sorted_boxes[i] = Box::at(job.boxes + from * Box::kSize);
-    if (job.classes != nullptr) job.sorted_classes[i] = job.classes[from];
-    const bool all_real = job.sorted_scores == nullptr;
-    const bool is_last = rank + 1 == job.count || !(all_real || job.sorted_scores[i + 1] > nothing);
-    if ((all_real || job.sorted_scores[i] > nothing) && is_last) job.num_real[image] = rank + 1;
-  }
-}
-
-enum class Padding { kNone, kMarkedByScore };
-
-// Candidates in the order of their scores.
-struct Sorted {
-  Tensor order, boxes;
-  std::optional<Tensor> classes;
-};
-
-// Fills num_real: (N), zeros so far.
+// Grid: (images, blocks that share the work of an image).
 template <typename Box>
-Sorted sort_candidates(const Tensor& boxes, const Tensor& scores, const std::optional<Tensor>& classes,
-                       int64_t num_images, int64_t count, Padding padding, int64_t* num_real, cudaStream_t stream) {
-  const int64_t total = num_images * count;
-  const Tensor exact_scores = as_type(scores, wide_type(scores.scalar_type()));
-  const Tensor cleaned = torch::stable::empty_like(exact_scores);
-  Sorted sorted = {{}, new_tensor(boxes, {total * static_cast<int64_t>(sizeof(Box))}, ScalarType::Byte), {}};
-  std::optional<Tensor> dense_classes;
-  if (classes.has_value()) {
-    dense_classes = as_type(*classes, ScalarType::Long);
-    sorted.classes = torch::stable::empty_like(*dense_classes);
+__global__ void __launch_bounds__(kThreads, sizeof(typename Box::Number) == 4 ? 2 : 1) suppress_kernel(Task<Box> all) {
+  __shared__ BlockMemory<Box> memory;
+  const Task<Box> task = all.of_image(blockIdx.x);
+  const int64_t num_real = *task.num_real;
+  for (int64_t index = 0; index * kWindow < num_real; ++index) {
+    const Word known = index == 0 ? 1 : wait_for(task.kept_before + index, &memory.word);
+    const Window window(index, num_real, static_cast<int64_t>(known) - 1);
+    if (window.num_kept >= task.max_kept) return;
+    const int64_t pieces = window.pieces();
+    for (int64_t piece = 0; (piece = take(task.taken + index, &memory.word)) < pieces;) {
+      const int64_t others = piece / window.groups;
+      const int place = static_cast<int>(piece % window.groups) * kThreads + threadIdx.x;
+      if (others < window.slices) {
+        compare_with_kept(task, window, others, place, memory.stage);
+      } else {
+        compare_in_window(task, window, static_cast<int>(others - window.slices), place, memory.stage);
+      }
+      if (finish(task.done + index, pieces, &memory.word)) settle(task, window, memory);
+    }
   }
-  with_wide_type(cleaned.scalar_type(), [&](auto score) {
-    using P = decltype(score);
-    const auto clean = clean_scores<P>;
-    DETLAB_LAUNCH(clean, blocks_for(total, 256), 256, 0, stream, read<P>(exact_scores), total, write<P>(cleaned));
-    const auto [sorted_scores, order] = sort_descending(cleaned);
-    sorted.order = order;
-    const Arrangement<Box, P> job = {read<typename Box::Number>(boxes),
-                                     read<int64_t>(order),
-                                     padding == Padding::kMarkedByScore ? read<P>(sorted_scores) : nullptr,
-                                     classes.has_value() ? read<int64_t>(*dense_classes) : nullptr,
-                                     num_images,
-                                     count,
-                                     write<Box>(sorted.boxes),
-                                     classes.has_value() ? write<int64_t>(*sorted.classes) : nullptr,
-                                     num_real};
-    const auto kernel = arrange<Box, P>;
-    DETLAB_LAUNCH(kernel, blocks_for(total, 256), 256, 0, stream, job);
-  });
-  return sorted;
 }
 
 struct Kept {
   Tensor indices;  // (N, P); where there is padding, 0 past the count
   Tensor counts;   // (N)
 };
+
+// Blocks for an image: no more than the largest window has pieces.
+int64_t blocks_per_image(int64_t num_images, int64_t count, int64_t max_kept) {
+  const int64_t size = std::min<int64_t>(count, kWindow);
+  const int64_t most_kept = count > kWindow ? std::min(count, max_kept) : 0;
+  const int64_t pieces = (divide_up(most_kept, kKeptPerPiece) + divide_up(size, kWord)) * divide_up(size, kThreads);
+  return std::min(pieces, std::max<int64_t>(kBlocks / num_images, 8));
+}
 
 // boxes: (N, B, numbers of a box) or (B, numbers), contiguous; scores and classes: N * B numbers.
 template <typename Box>
@@ -273,36 +295,37 @@ Kept suppress(const Tensor& boxes, const Tensor& scores, const std::optional<Ten
   const Kept kept = {padding == Padding::kNone ? numbers(kept_shape) : zeros(kept_shape), zeros({num_images})};
   if (num_images == 0 || count == 0 || max_kept == 0) return kept;
   STD_TORCH_CHECK(count < int64_t{1} << 30, "detlab: too many boxes to suppress: ", count);
-  const int64_t num_windows = divide_up(count, kWindow),
-                most_words = divide_up(std::min<int64_t>(count, kWindow), kWord);
-  // What begins at zero, filled in one go: the counts of real candidates, and each window's flags of removed ones.
-  const Tensor state = zeros({num_images + num_windows * num_images * most_words});
+  const int64_t num_windows = divide_up(count, kWindow);
+  const int64_t words = divide_up(std::min<int64_t>(count, kWindow), kWord), width = words * kWord;
+  // What begins at zero, filled in one go.
+  const Tensor state = zeros({num_images * (1 + kWords + 3 * num_windows + 1)});
   int64_t* num_real = write<int64_t>(state);
   Word* removed = reinterpret_cast<Word*>(num_real + num_images);
+  Word* taken = removed + num_images * kWords;
+  Word* done = taken + num_images * num_windows;
   const Sorted sorted = sort_candidates<Box>(boxes, scores, classes, num_images, count, padding, num_real, stream);
-  const Tensor overlaps = numbers({num_images, most_words * kWord, most_words});
-  const Tensor ranks = numbers(kept_shape);
-  const Candidates<Box> candidates = {read<Box>(sorted.boxes),
-                                      classes.has_value() ? read<int64_t>(*sorted.classes) : nullptr, num_real,
-                                      static_cast<int>(count), round_down<typename Box::Number>(iou_threshold)};
-  const Outcome outcome = {read<int64_t>(sorted.order), write<int64_t>(ranks), write<int64_t>(kept.indices),
-                           write<int64_t>(kept.counts), max_kept};
-  const auto with_kept = compare_with_kept<Box>;
-  const auto in_window = compare_in_window<Box>;
-  const auto settle = settle_window<Box>;
-  const unsigned images = static_cast<unsigned>(num_images);
-  for (int first = 0; first < count; first += kWindow, removed += num_images * most_words) {
-    const int last = static_cast<int>(std::min<int64_t>(count, first + kWindow));
-    const unsigned words = static_cast<unsigned>(divide_up(last - first, kWord));
-    const Window window = {first, last, static_cast<int>(words), removed, write<Word>(overlaps)};
-    if (first > 0) {
-      const int64_t slices = divide_up(std::min<int64_t>(first, max_kept), kKeptPerSlice);
-      const dim3 grid(words, static_cast<unsigned>(slices), images);
-      DETLAB_LAUNCH(with_kept, grid, kWord, 0, stream, candidates, window, outcome);
-    }
-    DETLAB_LAUNCH(in_window, dim3(words, words, images), kWord, 0, stream, candidates, window, outcome);
-    DETLAB_LAUNCH(settle, images, kSettlers, 0, stream, candidates, window, outcome);
-  }
+  const Tensor rivals = numbers({num_images, words, width}), ranks = numbers(kept_shape);
+  const Task<Box> task = {read<Box>(sorted.boxes),
+                          classes.has_value() ? read<int64_t>(*sorted.classes) : nullptr,
+                          read<int64_t>(sorted.order),
+                          num_real,
+                          count,
+                          round_down<typename Box::Number>(iou_threshold),
+                          max_kept,
+                          write<int64_t>(ranks),
+                          write<int64_t>(kept.indices),
+                          write<int64_t>(kept.counts),
+                          num_windows,
+                          width,
+                          removed,
+                          write<Word>(rivals),
+                          taken,
+                          done,
+                          done + num_images * num_windows};
+  const dim3 grid(static_cast<unsigned>(num_images),
+                  static_cast<unsigned>(blocks_per_image(num_images, count, max_kept)));
+  const auto kernel = suppress_kernel<Box>;
+  DETLAB_LAUNCH(kernel, grid, kThreads, 0, stream, task);
   return kept;
 }
 
@@ -318,25 +341,6 @@ Tensor nms_of(const Tensor& boxes, const Tensor& scores, const std::optional<Ten
   check(cudaStreamSynchronize(launch.stream()));
   Tensor row = torch::stable::select(kept.indices, 0, 0);
   return torch::stable::narrow(row, 0, 0, size);
-}
-
-constexpr int kPairThreads = 128;
-constexpr int kPairRows = 16;
-
-// Grid: (groups of columns, groups of kPairRows rows).
-template <typename T>
-__global__ void iou_kernel(const T* __restrict__ boxes1, int64_t rows, const T* __restrict__ boxes2, int64_t columns,
-                           T* ious) {
-  __shared__ TurnedBox<T> row_boxes[kPairRows];
-  const int64_t first_row = static_cast<int64_t>(blockIdx.y) * kPairRows;
-  const int num_rows = static_cast<int>(at_most<int64_t>(kPairRows, rows - first_row));
-  const int thread = threadIdx.x;
-  if (thread < num_rows) row_boxes[thread] = TurnedBox<T>::at(boxes1 + (first_row + thread) * 5);
-  __syncthreads();
-  const int64_t column = static_cast<int64_t>(blockIdx.x) * kPairThreads + thread;
-  if (column >= columns) return;
-  const TurnedBox<T> box = TurnedBox<T>::at(boxes2 + column * 5);
-  for (int row = 0; row < num_rows; ++row) ious[(first_row + row) * columns + column] = turned_iou(row_boxes[row], box);
 }
 
 }  // namespace
@@ -362,30 +366,6 @@ std::tuple<Tensor, Tensor> nms_fixed(Tensor boxes, Tensor scores, Tensor classes
   const Kept kept = run(exact, scores, classes, boxes.size(0), boxes.size(1), iou_threshold, max_output,
                         Padding::kMarkedByScore, launch.stream());
   return {kept.indices, kept.counts};
-}
-
-Tensor box_iou_rotated(Tensor boxes1, Tensor boxes2) {
-  check_rotated_pairs(boxes1, boxes2);
-  const Launch launch(boxes1);
-  const ScalarType wide = wide_type(boxes1.scalar_type());
-  const Tensor exact1 = as_type(boxes1, wide), exact2 = as_type(boxes2, wide);
-  const int64_t rows = boxes1.size(0), columns = boxes2.size(0);
-  const Tensor ious = new_tensor(boxes1, {rows, columns}, wide);
-  if (ious.numel() == 0) return ious;
-  with_wide_type(wide, [&](auto number) {
-    using T = decltype(number);
-    const auto kernel = iou_kernel<T>;
-    // The second number of a grid ends at 65535.
-    constexpr int64_t kRowsPerLaunch = int64_t{65535} * kPairRows;
-    for (int64_t first = 0; first < rows; first += kRowsPerLaunch) {
-      const int64_t count = std::min(rows - first, kRowsPerLaunch);
-      const dim3 grid(static_cast<unsigned>(divide_up(columns, kPairThreads)),
-                      static_cast<unsigned>(divide_up(count, kPairRows)));
-      DETLAB_LAUNCH(kernel, grid, kPairThreads, 0, launch.stream(), read<T>(exact1) + first * 5, count, read<T>(exact2),
-                    columns, write<T>(ious) + first * columns);
-    }
-  });
-  return ious;
 }
 
 }  // namespace cuda
