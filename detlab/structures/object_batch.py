@@ -113,7 +113,7 @@ class LooseField:
         self.device: torch.device | None = None
         self.shared: dict[str, Any] = {}
 
-    def at(self, rows: Tensor | None) -> LooseField:
+    def at(self, rows: Tensor) -> LooseField:
         """The same values, of which places stand for the entries ``rows`` (N, P)."""
         field = LooseField(self.values, rows)
         field.device, field.shared = self.device, self.shared
