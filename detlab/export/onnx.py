@@ -134,7 +134,7 @@ def _metadata(model: Any, class_names: Sequence[str] | None, input_format: str |
 
 def _check_operators(program: ExportedProgram, translations: dict[Any, Callable]) -> None:
     others = {"detlab", "torchvision"}
-    used = {node.target for node in program.graph.nodes if getattr(node.target, "namespace", None) in others}
+    used = {n.target for n in program.graph.nodes if n.users and getattr(n.target, "namespace", None) in others}
     missing = sorted(str(target) for target in used if target not in translations)
     if missing:
         raise TypeError(
