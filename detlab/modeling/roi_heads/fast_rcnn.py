@@ -32,6 +32,7 @@ from detlab.structures.object_batch import (
     valid_parts,
     with_notes,
 )
+from detlab.utils.events import log_scalars
 
 __all__ = [
     "FastRCNNOutputLayers",
@@ -163,6 +164,12 @@ def classification_statistics(pred_logits: Tensor, gt_classes: Tensor) -> dict[s
         "fast_rcnn/fg_cls_accuracy": (correct & is_object).sum() / num_objects,
         "fast_rcnn/false_negative": ((predicted == background) & is_object).sum() / num_objects,
     }
+
+
+def _log_classification_stats(pred_logits: Tensor, gt_classes: Tensor, prefix: str = "fast_rcnn") -> None:
+    """Log :func:`classification_statistics`, for losses of one's own that are written for the reference."""
+    measured = classification_statistics(pred_logits.detach(), gt_classes)
+    log_scalars(**{name.replace("fast_rcnn", prefix, 1): value for name, value in measured.items()})
 
 
 def _class_weights_from_config(cfg) -> Callable[[], Tensor]:

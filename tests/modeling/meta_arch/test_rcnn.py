@@ -1,8 +1,14 @@
+import copy
+from functools import partial
+
 import pytest
 import torch
 
 from detlab.modeling import build_model, loss_normalizer
+from detlab.modeling.meta_arch import rcnn
 from detlab.modeling.meta_arch.image_model import ground_truth_of
+from detlab.modeling.meta_arch.rcnn import GeneralizedRCNN
+from detlab.modeling.roi_heads.roi_heads import StandardROIHeads
 from detlab.structures.image_list import ImageList
 from detlab.utils.events import EventStorage
 from tests.modeling.tiny import tiny_batch, tiny_c4_config, tiny_config
@@ -162,8 +168,10 @@ def test_a_tensor_core_in_half_precision_is_close_to_one_in_single():
 
 
 COMPILED = [
-    pytest.param({}, id="boxes", marks=pytest.mark.slow),  # the keypoint model has all of its stages
-    pytest.param({"keypoints": True}, id="keypoints"),
+    pytest.param({}, id="boxes", marks=pytest.mark.slow),  # the others have all of its stages
+    pytest.param({"masks": True}, id="masks", marks=pytest.mark.slow),
+    pytest.param({"keypoints": True}, id="keypoints", marks=pytest.mark.slow),
+    pytest.param({"masks": True, "keypoints": True}, id="all"),
 ]
 
 
@@ -196,3 +204,37 @@ def test_a_training_step_compiles_whole_and_gives_the_losses_and_gradients_of_th
     for name, grad in grads.items():
         # What a softmax does not depend on has a gradient of rounding errors.
         assert torch.allclose(compiled_grads[name], grad, rtol=1e-3, atol=1e-6 * largest), name
+
+
+def test_a_model_that_compiles_its_training_trains_as_one_that_does_not(monkeypatch):
+    """By the config; with a backend that compiles nothing, for the graph is what matters here."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    rcnn._compiled_losses.cache_clear()
+    losses = []
+    for compiles in (False, True):
+        cfg = tiny_config()
+        cfg.MODEL.COMPILE = compiles
+        model = make_model(cfg).train()
+        torch.manual_seed(3)
+        losses.append(model(tiny_batch()))
+    rcnn._compiled_losses.cache_clear()
+    assert all(torch.allclose(losses[1][name], value, atol=1e-5) for name, value in losses[0].items())
+
+
+def test_a_copy_of_a_compiling_model_trains_itself():
+    cfg = tiny_config()
+    cfg.MODEL.COMPILE = True
+    model = build_model(cfg).train()
+    assert copy.deepcopy(model).compile_training and "compute_losses" not in vars(model)
+
+
+def test_a_part_that_cannot_be_compiled_is_refused_when_the_model_is_built():
+    class OwnHeads(StandardROIHeads):
+        def _forward_box(self, features, proposals):
+            return super()._forward_box(features, proposals)
+
+    cfg = tiny_config()
+    parts = GeneralizedRCNN.from_config(cfg)
+    parts["roi_heads"].__class__ = OwnHeads
+    with pytest.raises(TypeError, match=r"OwnHeads\._forward_box"):
+        GeneralizedRCNN(**{**parts, "compile_training": True})
