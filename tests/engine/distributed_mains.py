@@ -143,6 +143,8 @@ def meet_in_a_directory_in_use(folder):
 def be_busy(folder):
     """Trains until it is stopped; says so in a file when it is at it, and whether it saw the end."""
     trainer = toy_trainer()
+    # At its usual rate the loss grows until it is not finite, which ends the training in ten seconds.
+    trainer.optimizer.param_groups[0]["lr"] = 0.0
     mark = Path(folder, f"{comm.get_rank()}_{os.getpid()}")
     trainer.register_hooks([CallbackHook(after_step=lambda _: mark.touch() if trainer.iter == 3 else time.sleep(0.01))])
     trainer.train(0, 10**9)
