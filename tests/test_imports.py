@@ -15,7 +15,18 @@ with warnings.catch_warnings(record=True) as seen:
 for w in seen:
     print(f"{w.filename}:{w.lineno} {w.category.__name__}: {w.message}")
 """
-OPTIONAL = ("matplotlib", "cv2", "tensorboard", "scipy", "shapely", "onnx", "timm", "hotcoco", "safetensors")
+OPTIONAL = (
+    "matplotlib",
+    "cv2",
+    "tensorboard",
+    "scipy",
+    "shapely",
+    "onnx",
+    "onnxscript",
+    "timm",
+    "hotcoco",
+    "safetensors",
+)
 
 
 def run_python(code: str, *args: str) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
+from detlab.export import onnx_operators
 from detlab.export.fixed_size import FixedSizeRCNN, trace_core
 from detlab.utils.optional import require
 
@@ -40,8 +41,6 @@ def onnx_translations() -> dict[Any, Callable]:
         ImportError: if onnx or onnxscript is missing.
     """
     _require_packages()
-    from detlab.export import onnx_operators
-
     return {
         torch.ops.detlab.roi_align_levels.default: onnx_operators.roi_align_levels,
         torch.ops.detlab.nms_fixed.default: onnx_operators.nms_fixed,

@@ -1,7 +1,6 @@
 """The operators of the inference graph in standard ONNX: functions that build nodes in the place of an operator.
 
-Each takes exactly the arguments of the operator of its name. Needs the package onnxscript, so this file is imported
-only where somebody exports.
+Each takes exactly the arguments of the operator of its name.
 
 Shapes: N images, B boxes of each, C channels, L feature levels, R regions, h x w bins of a region, V candidates of all
 images, G groups (a class of an image each), T candidates of the largest group, S survivors, M wanted of each image.
@@ -15,12 +14,18 @@ import numpy as np
 
 from detlab.utils.optional import require
 
-# The operator set that the exporter's own translations are written for.
-op: Any = require("onnxscript", extra="onnx", purpose="exporting to ONNX").opset18
-_types: Any = require("onnx", extra="onnx", purpose="exporting to ONNX").TensorProto
-_FLOAT, _INT64 = _types.FLOAT, _types.INT64
-
 __all__ = ["nms_fixed", "roi_align_levels"]
+
+
+class _OperatorSet:
+    """The operator set that the exporter's own translations are written for, looked up when a graph is built."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(require("onnxscript", extra="onnx", purpose="exporting to ONNX").opset18, name)
+
+
+op: Any = _OperatorSet()
+_FLOAT, _INT64 = 1, 7  # numbers of types in the ONNX format
 
 Value = Any  # a tensor of the graph that is being built; a size may be a number
 
