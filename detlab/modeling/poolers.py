@@ -136,7 +136,9 @@ class ROIPooler(nn.Module):
             )  # fmt: skip
         if len(features) == 1:
             return self._pool_one_level(features[0], rois, self.scales[0])
-        pooled = features[0].new_zeros((len(rois), features[0].shape[1], *self.output_size))
+        # A box that is not finite has no level: its result is NaN, as where pooling looks at it.
+        unread = torch.where(rois.isfinite().all(dim=1), 0.0, math.nan).to(features[0].dtype)
+        pooled = unread[:, None, None, None].repeat(1, features[0].shape[1], *self.output_size)
         for level, (feature, scale) in enumerate(zip(features, self.scales)):
             chosen = (levels == level).nonzero().squeeze(1)
             pooled = pooled.index_put((chosen,), self._pool_one_level(feature, rois[chosen], scale))
