@@ -143,7 +143,9 @@ class ROIPooler(nn.Module):
         if len(features) == 1:
             return self._pool_one_level(features[0], rois, self.scales[0])
         pools = [partial(self._pool_one_level, f, scale=scale) for f, scale in zip(features, self.scales)]
-        return by_group(levels, pools, rois)
+        pooled = by_group(levels.clamp(0, len(features) - 1), pools, rois)
+        # A box that is not finite has no level: its result is NaN, as where pooling looks at it.
+        return pooled.masked_fill(~rois.isfinite().all(dim=1)[:, None, None, None], math.nan)
 
     def _levels_of(self, rois: Tensor) -> Tensor:
         if self.pooler_type == "ROIAlignRotated":

@@ -35,6 +35,19 @@ def test_pooler_format_puts_the_image_in_front():
     assert torch.equal(rois[:, 1:], torch.cat([b.tensor for b in boxes]))
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("pooler_type", ["ROIAlign", "ROIAlignV2", "ROIAlignRotated"])
+def test_box_that_is_not_finite_gives_nan(pooler_type, value):
+    rotated = pooler_type == "ROIAlignRotated"
+    boxes = [make_boxes(4).tensor, make_boxes(3).tensor]
+    boxes = [torch.cat((b, torch.full((len(b), 1), 30.0)), dim=1) for b in boxes] if rotated else boxes
+    boxes[1][0, 2] = value
+    make = RotatedBoxes if rotated else Boxes
+    pooled = ROIPooler(3, SCALES, 0, pooler_type)(make_features(), [make(b) for b in boxes])
+    assert pooled[4].isnan().all()
+    assert pooled[[0, 1, 2, 3, 5, 6]].isfinite().all()
+
+
 def test_pooling_equals_one_box_at_a_time_from_its_level_with_gradients():
     features, boxes = make_features(), [make_boxes(6, 250), make_boxes(3, 60)]
     pooler = ROIPooler(7, SCALES, 0, "ROIAlignV2", canonical_box_size=60, canonical_level=3)

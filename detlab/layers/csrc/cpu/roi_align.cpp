@@ -108,7 +108,7 @@ class Forward {
       : plan_(plan),
         features_(features),
         output_(describe_pooled<S>(output)),
-        is_streamed_(is_streamed(output) && !output_.is_channels_last()),
+        is_streamed_(is_streamed(output)),
         channels_(features[0].size(1)) {
     for (size_t g = 0; g < plan.regions.groups.size(); ++g) add_units(static_cast<int64_t>(g));
     std::stable_sort(units_.begin(), units_.end(), [](const Unit& a, const Unit& b) { return a.cost > b.cost; });
@@ -197,8 +197,10 @@ class Forward {
     S* target = output_.at(r, channel);
     T* tile = workspace.tile.get();
     pool_kernels<T>().forward(plan_.taps[r].view(), cells, workspace.scratch.get(), tile);
-    if (!is_streamed_) {
-      Storage<S>::kernels().unpack(tile, output_.channel_stride, output_.bin_stride, plan_.bins, channels, target);
+    if (!is_streamed_ || output_.is_channels_last()) {
+      const auto& kernels = Storage<S>::kernels();
+      const auto unpack = is_streamed_ ? kernels.unpack_streaming : kernels.unpack;
+      unpack(tile, output_.channel_stride, output_.bin_stride, plan_.bins, channels, target);
       return;
     }
     // The rows of a result seldom fill lines, all of them together do.
