@@ -14,8 +14,7 @@ from detlab.data.catalog import DatasetCatalog, MetadataCatalog
 from detlab.engine.defaults import DefaultTrainer, evaluate_only
 from detlab.engine.test_plan import check_test_side, config_for_evaluation, warn_of_weights_that_are_not_finite
 from detlab.evaluation.evaluator import DatasetEvaluator
-from tests.engine.test_defaults import ToyTrainer, toy_cfg
-from tests.engine.toys import ToyLoader, ToyModel
+from tests.engine.toys import ToyLoader, ToyModel, ToyTrainer, toy_cfg
 
 
 class CountImages(DatasetEvaluator):
