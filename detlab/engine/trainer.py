@@ -30,6 +30,7 @@ from detlab.engine.config_changes import (
     refuse_changes,
     set_rates,
 )
+from detlab.engine.inner_trainer import StepOfTrainer, seen_as_simple_trainer
 from detlab.engine.run_lock import hold_output_dir
 from detlab.engine.setup import create_ddp_model, default_writers, without_ddp
 from detlab.engine.test_plan import (
@@ -38,8 +39,9 @@ from detlab.engine.test_plan import (
     config_for_evaluation,
     warn_of_weights_that_are_not_finite,
 )
-from detlab.engine.train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
+from detlab.engine.train_loop import HookBase, StepTrainer
 from detlab.engine.train_plan import check_train_side
+from detlab.engine.train_step import FullPrecision, MixedPrecision, TrainStep
 from detlab.evaluation.build import build_evaluator
 from detlab.evaluation.evaluator import DatasetEvaluator, inference_on_dataset
 from detlab.evaluation.testing import print_csv_format, verify_results
@@ -56,8 +58,8 @@ __all__ = ["DefaultTrainer", "evaluate_only"]
 logger = logging.getLogger(__name__)
 
 
-class DefaultTrainer(TrainerBase):
-    """Training as a config describes it.
+class DefaultTrainer(StepTrainer):
+    """Training as a config describes it: the loop over a step that is built from the config.
 
     Override the ``build_*`` methods to change a part. A hook is added by ``register_hooks``, in ``build_hooks``, or
     from outside through ``detlab.engine.hooks.HOOK_REGISTRY``.
@@ -72,6 +74,10 @@ class DefaultTrainer(TrainerBase):
         start_iter, max_iter: the iterations to run; hooks may change ``max_iter``, see :class:`TrainerBase`.
     """
 
+    _last_eval_results: Mapping[str, Any] | None = None
+    # Of those that the run left before it was resumed.
+    _results_are_of_config = True
+
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
         if not logger.isEnabledFor(logging.INFO):
@@ -85,41 +91,27 @@ class DefaultTrainer(TrainerBase):
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
         model = create_ddp_model(model, broadcast_buffers=False)
-        self._trainer = self._build_step(model, data_loader, optimizer)
+        arithmetic = MixedPrecision(model, _amp_precision(cfg)) if cfg.SOLVER.AMP.ENABLED else FullPrecision()
+        self._step = TrainStep(model, data_loader, optimizer, arithmetic=arithmetic)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         # A proxy, so that the trainer is freed when its owner drops it.
         self.checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
-        self._last_eval_results: Mapping[str, Any] | None = None
-        # Of those that the run left before it was resumed.
-        self._results_are_of_config = True
         self.register_hooks(self.build_hooks())
 
-    def _build_step(self, model: nn.Module, data_loader: Iterable[Any], optimizer: torch.optim.Optimizer):
-        """The object whose ``run_step`` is a step of this trainer."""
-        if self.cfg.SOLVER.AMP.ENABLED:
-            step: SimpleTrainer = AMPTrainer(model, data_loader, optimizer, precision=_amp_precision(self.cfg))
-        else:
-            step = SimpleTrainer(model, data_loader, optimizer)
-        own = weakref.proxy(self)
-        step.register_hooks([hooks.CallbackHook(after_backward=lambda _: own.after_backward())])
-        return step
-
     @property
-    def model(self) -> nn.Module:
-        """The model that is trained, wrapped in a distributed run."""
-        return self._trainer.model
+    def _trainer(self) -> Any:
+        """What runs the steps in the reference: this trainer as a :class:`SimpleTrainer`, or what was put there."""
+        if not isinstance(self._step, StepOfTrainer):
+            return seen_as_simple_trainer(self)
+        self._step.tell(self.iter, self.max_iter)
+        return self._step.trainer
 
-    @property
-    def data_loader(self) -> Iterable[Any]:
-        """Where the batches come from."""
-        return self._trainer.data_loader
-
-    @property
-    def optimizer(self) -> torch.optim.Optimizer:
-        """What changes the weights."""
-        return self._trainer.optimizer
+    @_trainer.setter
+    def _trainer(self, trainer: Any) -> None:
+        if getattr(trainer, "__dict__", None) is not self.__dict__:
+            self._step = StepOfTrainer(trainer, self._hooks)
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Go on from the last checkpoint in ``OUTPUT_DIR``, if ``resume`` and there is one; else load the weights.
@@ -240,43 +232,16 @@ class DefaultTrainer(TrainerBase):
         return self._last_eval_results
 
     def _begin_elsewhere(self, start_iter: int) -> None:
-        self._trainer._begin_elsewhere(start_iter)
+        super()._begin_elsewhere(start_iter)
         if isinstance(self.scheduler, LRMultiplier):
             self.scheduler.last_epoch = start_iter
             set_rates(self.optimizer, self.scheduler)
 
-    def before_step(self) -> None:
-        """Tell the inner trainer the iteration, also for a ``run_step`` of one's own; then call the hooks."""
-        self._trainer.iter, self._trainer.max_iter = self.iter, self.max_iter
-        super().before_step()
-
-    def run_step(self) -> None:
-        """A step of the inner :class:`SimpleTrainer` or :class:`AMPTrainer`."""
-        self._trainer.run_step()
-
-    def _write_metrics(
-        self, loss_dict: Mapping[str, torch.Tensor], data_time: float, prefix: str = "", iter: int | None = None
-    ) -> None:
-        """That of the inner trainer, for a ``run_step`` of one's own; see :meth:`SimpleTrainer._write_metrics`."""
-        self._trainer._write_metrics(loss_dict, data_time, prefix, iter)
-
-    def after_train(self) -> None:
-        """Write the metrics that are left, then call the hooks."""
-        try:
-            if self.iter >= self.max_iter:
-                self.flush_metrics()
-        finally:
-            super().after_train()
-
-    def flush_metrics(self) -> None:
-        """Write what the inner trainer has kept back of the metrics; all ranks must call it."""
-        self._trainer.flush_metrics()
-
     def state_dict(self) -> dict[str, Any]:
-        """The base's, with that of the inner trainer, and the text of the config."""
+        """The base's, as ``_trainer`` that of the step, where the reference has it, and the text of the config."""
         state = super().state_dict()
-        inner = {**self._trainer.state_dict(), "iteration": state["iteration"]}
-        return {**state, "_trainer": inner, "config": self.cfg.dump()}
+        step = {**self._step.state_dict(), "iteration": state["iteration"]}
+        return {**state, "_trainer": step, "config": self.cfg.dump()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take back ``state_dict``; see :meth:`resume_or_load` for what counts if the config has changed."""
@@ -286,7 +251,7 @@ class DefaultTrainer(TrainerBase):
         refuse_changes(changes)
         built = group_settings(self.optimizer)
         with naming_changes(changes):
-            self._trainer.load_state_dict(state_dict["_trainer"])
+            self._step.load_state_dict(state_dict["_trainer"])
         super().load_state_dict(state_dict)
         apply_solver_changes(changes, built, self.optimizer, self.scheduler)
         self._results_are_of_config = not changes_results(changes)
