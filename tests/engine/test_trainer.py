@@ -17,7 +17,7 @@ from detlab.config.config import get_cfg
 from detlab.engine.hooks import BestCheckpointer
 from detlab.engine.train_loop import AMPTrainer, HookBase
 from detlab.engine.trainer import DefaultTrainer
-from tests.engine.toys import ToyModel, ToyTrainer, toy_cfg
+from tests.engine.toys import Poisoned, ToyModel, ToyTrainer, toy_cfg
 
 # -------------------------------------------------------------------------------------------------------------- scaling
 
@@ -116,6 +116,30 @@ def test_a_trainer_is_gone_when_it_is_dropped(tmp_path):
         assert left() is None
     finally:
         gc.enable()
+
+
+def test_rows_of_metrics_are_whole_when_losses_are_looked_at_late(tmp_path):
+    trainer = ToyTrainer(toy_cfg(tmp_path, "SOLVER.MAX_ITER", 27))
+    trainer._trainer.async_write_metrics = True
+    trainer.train()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+    assert [row["iteration"] for row in rows] == [19, 26, 27]
+    for row in rows[:2]:
+        assert {"total_loss", "loss_a", "loss_b", "data_time", "lr", "time"} <= set(row)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_bad_loss_stops_the_run_with_names_and_no_spoilt_checkpoint_is_left(tmp_path, late):
+    class Spoilt(ToyTrainer):
+        @classmethod
+        def build_train_loader(cls, cfg):
+            return Poisoned(3)
+
+    trainer = Spoilt(toy_cfg(tmp_path, "SOLVER.CHECKPOINT_PERIOD", 1))
+    trainer._trainer.async_write_metrics = late
+    with pytest.raises(FloatingPointError, match=r"iteration 3(?s:.*)3_1\.jpg"):
+        trainer.train()
+    assert sorted(path.name for path in tmp_path.glob("*.pth")) == [f"model_{i:07d}.pth" for i in range(3)]
 
 
 def test_the_order_of_the_hooks_is_the_documented_one(tmp_path):
