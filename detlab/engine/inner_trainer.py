@@ -22,7 +22,7 @@ def seen_as_simple_trainer(trainer: StepTrainer) -> SimpleTrainer:
     Not a copy: all that is read and set is the trainer's. Its ``run_step`` is the plain one, whatever the trainer's
     class makes of it.
     """
-    kind = AMPTrainer if isinstance(trainer._step.arithmetic, MixedPrecision) else SimpleTrainer
+    kind = AMPTrainer if isinstance(trainer._one_step.arithmetic, MixedPrecision) else SimpleTrainer
     view = kind.__new__(kind)
     view.__dict__ = trainer.__dict__
     return view

@@ -13,6 +13,7 @@ import signal
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -293,7 +294,7 @@ def held_by(path: str, meaning: str) -> Any:
     """An attribute of a class that another object holds, to be read and set.
 
     Args:
-        path: from the instance to what is held: ``"_step.model"``.
+        path: from the instance to what is held: ``"_one_step.model"``.
         meaning: for the documentation.
     """
     owner, _, name = path.rpartition(".")
@@ -302,31 +303,31 @@ def held_by(path: str, meaning: str) -> Any:
 
 
 class StepTrainer(TrainerBase):
-    """The loop over a :class:`~detlab.engine.train_step.TrainStep`, which a subclass puts into ``_step``."""
+    """The loop over a :class:`~detlab.engine.train_step.TrainStep`, which a subclass puts into ``_one_step``."""
 
-    _step: Any
+    _one_step: Any
     # Of a subclass that writes metrics its own way.
     _write_instead: Callable[..., None] | None = None
 
-    model: nn.Module = held_by("_step.model", "The model that is trained, wrapped in a distributed run.")
-    data_loader: Iterable[Any] = held_by("_step.data_loader", "Where the batches come from.")
-    optimizer: torch.optim.Optimizer = held_by("_step.optimizer", "What changes the weights.")
+    model: nn.Module = held_by("_one_step.model", "The model that is trained, wrapped in a distributed run.")
+    data_loader: Iterable[Any] = held_by("_one_step.data_loader", "Where the batches come from.")
+    optimizer: torch.optim.Optimizer = held_by("_one_step.optimizer", "What changes the weights.")
 
     def run_step(self) -> None:
         """Load, forward, backward, look at the losses, update; see ``TrainStep.run``."""
-        self._step.run(self.iter, self.max_iter, self.after_backward, self._write_instead)
+        self._one_step.run(self.iter, self.max_iter, self.after_backward, self._write_instead)
 
     @property
     def _data_loader_iter(self) -> Iterator[Any]:
         """The batches from the present iteration on, opened when the first is asked for."""
-        return self._step.batches(self.iter)
+        return self._one_step.batches(self.iter)
 
     def reset_data_loader(self, data_loader_builder: Callable[[], Iterable[Any]]) -> None:
         """Replace the data loader; the old one is released before the builder is called."""
-        self._step.reset_data_loader(data_loader_builder)
+        self._one_step.reset_data_loader(data_loader_builder)
 
     def _begin_elsewhere(self, start_iter: int) -> None:
-        self._step.begin_elsewhere(start_iter)
+        self._one_step.begin_elsewhere(start_iter)
 
     def flush_metrics(self) -> None:
         """Check and write the losses of all steps so far; all ranks must call it.
@@ -334,7 +335,7 @@ class StepTrainer(TrainerBase):
         Raises:
             FloatingPointError: on every rank, if a loss of any rank is not finite.
         """
-        self._step.look_at_losses(write=self._write_instead)
+        self._one_step.look_at_losses(write=self._write_instead)
 
     def after_train(self) -> None:
         """Write what is left, then call the hooks; not after a failure, when the other ranks may be elsewhere."""
@@ -352,7 +353,7 @@ class StepTrainer(TrainerBase):
         For a ``run_step`` of one's own, which users of the reference write around it.
         """
         iteration = self.iter if iter is None else iter
-        if (iteration + 1) % self._step.gather_metric_period == 0:
+        if (iteration + 1) % self._one_step.gather_metric_period == 0:
             self.write_metrics(loss_dict, data_time, iteration, prefix)
 
     @staticmethod
@@ -377,9 +378,11 @@ class SimpleTrainer(StepTrainer):
             that was never stopped.
     """
 
-    gather_metric_period: int = held_by("_step.gather_metric_period", "Losses are looked at so often.")
-    zero_grad_before_forward: bool = held_by("_step.zero_grad_before_forward", "Rather than before the backward pass.")
-    async_write_metrics: bool = held_by("_step.async_write_metrics", "Whether losses are looked at a step later.")
+    gather_metric_period: int = held_by("_one_step.gather_metric_period", "Losses are looked at so often.")
+    zero_grad_before_forward: bool = held_by(
+        "_one_step.zero_grad_before_forward", "Rather than before the backward pass."
+    )
+    async_write_metrics: bool = held_by("_one_step.async_write_metrics", "Whether losses are looked at a step later.")
 
     def __init__(
         self,
@@ -391,7 +394,7 @@ class SimpleTrainer(StepTrainer):
         async_write_metrics: bool | None = None,
     ) -> None:
         super().__init__()
-        self._step = TrainStep(
+        self._one_step = TrainStep(
             model,
             data_loader,
             optimizer,
@@ -399,6 +402,11 @@ class SimpleTrainer(StepTrainer):
             zero_grad_before_forward=zero_grad_before_forward,
             async_write_metrics=async_write_metrics,
         )
+
+    @cached_property
+    def _one_step(self) -> Any:  # type: ignore[override]
+        """Of a subclass that skips this constructor and sets model, data loader and optimizer itself."""
+        return TrainStep(nn.Identity(), (), None)  # type: ignore[arg-type]
 
     @property
     def _write_instead(self) -> Callable[..., None] | None:  # type: ignore[override]
@@ -419,7 +427,7 @@ class SimpleTrainer(StepTrainer):
         Raises:
             FloatingPointError: a loss that was not looked at yet is not finite. What is saved would be spoilt.
         """
-        return {**super().state_dict(), **self._step.state_dict()}
+        return {**super().state_dict(), **self._one_step.state_dict()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take back ``state_dict``; the next batch is that of the iteration in which ``train`` starts.
@@ -427,7 +435,7 @@ class SimpleTrainer(StepTrainer):
         Raises:
             ValueError: the optimizer's state does not fit the parameters of this model; nothing was taken.
         """
-        self._step.load_state_dict(state_dict)
+        self._one_step.load_state_dict(state_dict)
         super().load_state_dict(state_dict)
 
 
@@ -445,9 +453,9 @@ class AMPTrainer(SimpleTrainer):
         ValueError: another precision, or a model wrapped for several devices in one process.
     """
 
-    grad_scaler: torch.amp.GradScaler = held_by("_step.arithmetic.grad_scaler", "Keeps float16 gradients from 0.")
-    precision: torch.dtype = held_by("_step.arithmetic.precision", "Of the forward pass.")
-    log_grad_scaler: bool = held_by("_step.arithmetic.log_grad_scaler", "Whether the scale is written as a metric.")
+    grad_scaler: torch.amp.GradScaler = held_by("_one_step.arithmetic.grad_scaler", "Keeps float16 gradients from 0.")
+    precision: torch.dtype = held_by("_one_step.arithmetic.precision", "Of the forward pass.")
+    log_grad_scaler: bool = held_by("_one_step.arithmetic.log_grad_scaler", "Whether the scale is written as a metric.")
 
     def __init__(
         self,
@@ -464,4 +472,4 @@ class AMPTrainer(SimpleTrainer):
         super().__init__(
             model, data_loader, optimizer, gather_metric_period, zero_grad_before_forward, async_write_metrics
         )
-        self._step.arithmetic = MixedPrecision(model, precision, grad_scaler, log_grad_scaler)
+        self._one_step.arithmetic = MixedPrecision(model, precision, grad_scaler, log_grad_scaler)

@@ -92,7 +92,7 @@ class DefaultTrainer(StepTrainer):
         data_loader = self.build_train_loader(cfg)
         model = create_ddp_model(model, broadcast_buffers=False)
         arithmetic = MixedPrecision(model, _amp_precision(cfg)) if cfg.SOLVER.AMP.ENABLED else FullPrecision()
-        self._step = TrainStep(model, data_loader, optimizer, arithmetic=arithmetic)
+        self._one_step = TrainStep(model, data_loader, optimizer, arithmetic=arithmetic)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         # A proxy, so that the trainer is freed when its owner drops it.
         self.checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
@@ -103,15 +103,15 @@ class DefaultTrainer(StepTrainer):
     @property
     def _trainer(self) -> Any:
         """What runs the steps in the reference: this trainer as a :class:`SimpleTrainer`, or what was put there."""
-        if not isinstance(self._step, StepOfTrainer):
+        if not isinstance(self._one_step, StepOfTrainer):
             return seen_as_simple_trainer(self)
-        self._step.tell(self.iter, self.max_iter)
-        return self._step.trainer
+        self._one_step.tell(self.iter, self.max_iter)
+        return self._one_step.trainer
 
     @_trainer.setter
     def _trainer(self, trainer: Any) -> None:
         if getattr(trainer, "__dict__", None) is not self.__dict__:
-            self._step = StepOfTrainer(trainer, self._hooks)
+            self._one_step = StepOfTrainer(trainer, self._hooks)
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Go on from the last checkpoint in ``OUTPUT_DIR``, if ``resume`` and there is one; else load the weights.
@@ -240,7 +240,7 @@ class DefaultTrainer(StepTrainer):
     def state_dict(self) -> dict[str, Any]:
         """The base's, as ``_trainer`` that of the step, where the reference has it, and the text of the config."""
         state = super().state_dict()
-        step = {**self._step.state_dict(), "iteration": state["iteration"]}
+        step = {**self._one_step.state_dict(), "iteration": state["iteration"]}
         return {**state, "_trainer": step, "config": self.cfg.dump()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -251,7 +251,7 @@ class DefaultTrainer(StepTrainer):
         refuse_changes(changes)
         built = group_settings(self.optimizer)
         with naming_changes(changes):
-            self._step.load_state_dict(state_dict["_trainer"])
+            self._one_step.load_state_dict(state_dict["_trainer"])
         super().load_state_dict(state_dict)
         apply_solver_changes(changes, built, self.optimizer, self.scheduler)
         self._results_are_of_config = not changes_results(changes)

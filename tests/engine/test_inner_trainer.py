@@ -355,7 +355,7 @@ def test_a_checkpoint_of_a_trainer_with_an_inner_one_is_gone_on_from(tmp_path, a
 
     def save(trainer):
         if trainer.iter == 3:
-            scale = trainer._step.arithmetic.grad_scaler.get_scale() if amp else None
+            scale = trainer._one_step.arithmetic.grad_scaler.get_scale() if amp else None
             torch.save({"model": trainer.model.state_dict(), "trainer": state_of_before(trainer, scale)}, path)
 
     whole = trained(ToyTrainer, toy_cfg(tmp_path / "whole", *options), hooks=[CallbackHook(after_step=save)])

@@ -230,7 +230,7 @@ def test_looking_at_the_test_side_draws_no_random_numbers(tmp_path, registered):
         trainer = trainer_class(plan_cfg(tmp_path, "SOLVER.MAX_ITER", 1, *options))
         np.random.seed(5), random.seed(5), torch.manual_seed(5)
         trainer.train()
-        seeds.append(trainer._step.seed)
+        seeds.append(trainer._one_step.seed)
     assert seeds[0] == seeds[1]
 
 

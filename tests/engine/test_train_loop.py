@@ -451,6 +451,33 @@ def test_a_trainer_without_a_loader_says_so_before_any_step():
         trainer.train(0, 1)
 
 
+@pytest.mark.parametrize("has_own_step", [False, True])
+def test_a_subclass_that_skips_the_constructor_and_sets_everything_itself_trains(has_own_step):
+    class Own(SimpleTrainer):
+        def __init__(self, model, data_loader, optimizer):
+            super(SimpleTrainer, self).__init__()
+            model.train()
+            self.model = model
+            self.data_loader = data_loader
+            self.optimizer = optimizer
+
+        def run_step(self):
+            if not has_own_step:
+                return super().run_step()
+            losses = self.model(next(self._data_loader_iter))
+            self.optimizer.zero_grad()
+            sum(losses.values()).backward()
+            self._write_metrics(losses, 0.0)
+            self.optimizer.step()
+
+    trainer = toy_trainer(trainer_class=Own)
+    before = weights(trainer)
+    trainer.train(0, 3)
+    assert [iteration for _, iteration in trainer.storage.history("loss_a").values()] == [0, 1, 2]
+    assert not torch.equal(weights(trainer), before)
+    assert toy_trainer(trainer_class=Own)._one_step is not trainer._one_step
+
+
 @pytest.mark.parametrize("period", [1, 2])
 def test_metrics_of_a_step_of_ones_own_are_written_when_it_is_time(period):
     class OwnStep(SimpleTrainer):

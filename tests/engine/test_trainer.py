@@ -162,7 +162,7 @@ def test_a_resumed_trainer_ends_bitwise_like_one_that_was_not_stopped(tmp_path, 
     whole = ToyTrainer(toy_cfg(tmp_path / "whole", *options, "SEED", 1))
     whole.train()
     stopped = ToyTrainer(toy_cfg(tmp_path / "stopped", *options))
-    stopped._step.seed = whole._step.seed
+    stopped._one_step.seed = whole._one_step.seed
     stopped.register_hooks([Stop()])
     with pytest.raises(KeyboardInterrupt):
         stopped.train()
