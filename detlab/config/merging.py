@@ -91,7 +91,9 @@ class MergePlan:
         """
         if self._unknown:
             known = list(_dotted_keys(self._root))
-            lines = [f"unknown config key {key!r}{self._origin}{did_you_mean(key, known)}" for key in self._unknown]
+            lines = [
+                f"unknown config key {key[:300]!r}{self._origin}{did_you_mean(key, known)}" for key in self._unknown
+            ]
             raise UnknownKeyError("\n".join(lines))
         if self._problems:
             raise ValueError("\n".join(f"{problem}{self._origin}" for problem in self._problems))
