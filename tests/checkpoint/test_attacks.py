@@ -154,6 +154,16 @@ POINTERS = {
 # ------------------------------------------------------------------------------------------- attacks on memory, time
 
 BIG = 6 * 10**9
+
+
+def probed(count: int) -> list[int]:
+    """Numbers that a dict of 2**18 places tries one after the other."""
+    found = [1]
+    while len(found) < count:
+        found.append((5 * found[-1] + 1) % 2**18)
+    return found
+
+
 BOMBS = {
     "zeros by the number, as bytearray": call(name("builtins", "bytearray"), number(BIG)),
     "zeros by the number, as bytes": call(name("builtins", "bytes"), number(BIG)),
@@ -205,6 +215,16 @@ BOMBS = {
     + op("MARK")
     + b"".join(number(i * (2**61 - 1)) + op("NONE") for i in range(200_000))
     + op("SETITEMS"),
+    "one number that is looked for in many places": op("EMPTY_DICT")
+    + op("MARK")
+    + b"".join(number(i) + op("NONE") for i in probed(2**17))
+    + (number(2**18 * 3) + op("NONE")) * 50_000
+    + op("SETITEMS"),
+    "one number as an item of a set": op("EMPTY_SET")
+    + op("MARK")
+    + b"".join(number(i) for i in probed(2**17))
+    + number(2**18 * 3) * 50_000
+    + op("ADDITEMS"),
     "millions of empty sets": op("EMPTY_SET") * (2 * MEBIBYTE),
     "millions of empty lists": op("EMPTY_LIST") * (2 * MEBIBYTE),
     "millions of empty dicts": op("EMPTY_LIST") + op("MARK") + op("EMPTY_DICT") * (2 * MEBIBYTE) + op("APPENDS"),
