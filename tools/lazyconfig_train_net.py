@@ -6,6 +6,9 @@
 
 A config has these nodes: ``model``, ``optimizer``, ``lr_multiplier``, ``dataloader`` (with ``train``, ``test`` and
 ``evaluator``), and ``train``, whose keys stand with their explanations in configs/common/train.py.
+
+A config in yaml, such as the config.yaml that a run saves, is data: it may name parts of detlab, layers and optimizers
+of torch, and what the modules given to --import define or register.
 """
 
 import os

@@ -22,7 +22,7 @@ from detlab.engine.defaults import (
 )
 from detlab.engine.interruption import watching_for_stop
 from detlab.engine.launch import launch_from_args
-from detlab.engine.train_loop import seed_step
+from detlab.engine.train_step import seed_step
 from detlab.evaluation.build import build_evaluator
 from detlab.evaluation.evaluator import inference_on_dataset
 from detlab.evaluation.testing import print_csv_format

@@ -17,10 +17,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from detlab.checkpoint.c2_model_loading import align_and_update_state_dicts, strip_prefix
 from detlab.checkpoint.catalog import fetch
-from detlab.checkpoint.finite import check_finite
+from detlab.checkpoint.finite import check_finite, check_real
 from detlab.checkpoint.formats import find_unloadable, read_checkpoint
 from detlab.checkpoint.key_report import IncompatibleKeys, ShapeMismatch, describe_mismatches, describe_names
 from detlab.checkpoint.optimizer_state import check_optimizer_state
+from detlab.checkpoint.run_state import check_iteration, check_scheduler_state, check_trainer_state
 from detlab.checkpoint.torchvision_names import are_torchvision_resnet_names, convert_torchvision_resnet_names
 from detlab.utils import comm
 from detlab.utils.file_io import PathManager, read_text, write_atomically
@@ -166,6 +167,8 @@ class DetectionCheckpointer(Checkpointer):
         self.logger.info("Loading from %s ...", path)
         checkpoint = self._read_on_all_ranks(path) if self._is_distributed else self._read(path)
         try:
+            if "iteration" in checkpoint and self.checkpointables and checkpointables != []:
+                check_iteration(checkpoint["iteration"], "iteration")
             incompatible = self._load_model(checkpoint)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
@@ -197,6 +200,10 @@ class DetectionCheckpointer(Checkpointer):
         try:
             if isinstance(target, torch.optim.Optimizer):
                 check_optimizer_state(target, state, "the checkpoint", model=self.model)
+            elif isinstance(target, torch.optim.lr_scheduler.LRScheduler):
+                check_scheduler_state(target, state)
+            elif hasattr(target, "iter"):
+                check_trainer_state(state)
             target.load_state_dict(state)
         except Exception as error:
             raise ValueError(
@@ -246,7 +253,9 @@ class DetectionCheckpointer(Checkpointer):
         strip_prefix(weights, "module.")
         weights = checkpoint["model"] = self._rename(weights, checkpoint)
         model_state = self.model.state_dict()
-        check_finite({name: value for name, value in weights.items() if name in model_state}, model_state)
+        known = {name: value for name, value in weights.items() if name in model_state}
+        check_real(known, model_state)
+        check_finite(known, model_state)
         return self._without_harmless(super()._load_model(checkpoint))
 
     def _rename(self, weights: dict[str, Any], checkpoint: Mapping[str, Any]) -> dict[str, Any]:

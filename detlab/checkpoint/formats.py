@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from detlab.checkpoint.pickle_reader import MAX_INT_BYTES, UnsafePickleError, check_key
+from detlab.checkpoint.pickle_reader import MAX_INT_BYTES, KeyLimits, UnsafePickleError, check_key
 from detlab.checkpoint.restricted_pickle import is_known_dtype
 from detlab.checkpoint.torch_file import RefusedTensorError, is_torch_archive, read_pickle, read_torch_archive
 from detlab.utils.optional import require
@@ -94,7 +94,7 @@ def _from_pickle(data: Any, path: str) -> dict[str, Any]:
         name: value
         for name, value in blobs.items()
         # Optimizer state lies between the weights; Caffe2's own bookkeeping is no array.
-        if isinstance(value, np.ndarray) and not name.endswith("_momentum")
+        if isinstance(value, np.ndarray) and not str(name).endswith("_momentum")
     }
     if not weights:
         raise ValueError(f"{path} holds no weights; its keys are {_some(data)}")
@@ -126,31 +126,38 @@ TENSOR_TYPES = (torch.Tensor, torch.nn.Parameter)
 MAX_INT = 2 ** (8 * MAX_INT_BYTES - 1)
 
 
-def find_unloadable(value: Any, place: str = "") -> Iterator[str]:
+def find_unloadable(value: Any, place: str = "", limits: KeyLimits | None = None) -> Iterator[str]:
     """Where a value to be saved holds something that :func:`read_checkpoint` would refuse to load again.
+
+    Args:
+        value: of any type.
+        place: of the value, for the words.
+        limits: of keys, shared by all that goes into one file.
 
     Yields:
         For example ``"trainer.hooks.3 is a MyState"``.
     """
+    limits = limits or KeyLimits()
     if type(value) in (dict, OrderedDict, Counter):
-        for key, item in value.items():
-            yield from _find_bad_key(key, place)
-            yield from find_unloadable(item, f"{place}.{key}" if place else str(key))
+        for index, (key, item) in enumerate(value.items()):
+            yield from _find_bad_key(key, place, limits, index)
+            yield from find_unloadable(item, f"{place}.{key}" if place else str(key), limits)
     elif type(value) is set:
         for item in value:
-            yield from _find_bad_key(item, place)
+            yield from _find_bad_key(item, place, limits)
     elif type(value) in (list, tuple):
         for index, item in enumerate(value):
-            yield from find_unloadable(item, f"{place}.{index}")
+            yield from find_unloadable(item, f"{place}.{index}", limits)
     elif not (type(value) in PLAIN_TYPES or (type(value) is int and abs(value) < MAX_INT)):
         problem = _problem_of(value)
         if problem:
             yield f"{place} is {problem}"
 
 
-def _find_bad_key(key: Any, place: str) -> Iterator[str]:
+def _find_bad_key(key: Any, place: str, limits: KeyLimits, index: int = -1) -> Iterator[str]:
     try:
         check_key(key)
+        limits.take(key, index)
     except pickle.UnpicklingError as error:
         yield f"{place}: {error}"
 

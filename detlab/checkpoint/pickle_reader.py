@@ -7,7 +7,8 @@ vocabulary is refused where it is named.
 
 What a file claims is held against what it holds. A length that reaches beyond the end is refused before anything is
 allocated, and the containers that a file asks for may take a few times its size. The work is linear in the file's
-size: keys are plain (to hash nested ones could take for ever), and so are the items of sets.
+size: keys are plain (to hash nested ones could take for ever), and so are the items of sets; those whose hashes can be
+chosen to collide are few.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import numpy as np
 
 from detlab.utils.garbage import no_garbage_collection
 
-__all__ = ["Chunk", "Name", "PickleReader", "UnsafePickleError", "check_key", "plain"]
+__all__ = ["Chunk", "KeyLimits", "Name", "PickleReader", "UnsafePickleError", "check_key", "plain"]
 
 # Containers may take so much memory in all: Python's are larger than the bytes that ask for them.
 FREE_BYTES = 32 * 2**20
@@ -39,6 +40,8 @@ CHUNK_BYTES = 1024
 MAX_INT_BYTES, MAX_INT_DIGITS = 256, 600
 # Hashes of tuples, and of long integers, can be made to collide, which makes a dict as slow as a list.
 MAX_TUPLE_KEYS, MAX_TUPLE_KEY_LENGTH = 10_000, 100
+# Those of numbers are known beforehand, and so is where each of them is looked for. Counted in order they do no harm.
+MAX_NUMBER_KEYS = 20_000
 MAX_KEY = 2**63
 # Picklers number what they remember one by one.
 MAX_MEMO_GAP = 1000
@@ -126,6 +129,34 @@ def check_key(key: Any) -> None:
             raise pickle.UnpicklingError(f"a key is, or holds, a {type(part).__name__}; keys are texts and numbers")
 
 
+class KeyLimits:
+    """How many keys a file may yet have whose hashes its writer can choose."""
+
+    def __init__(self) -> None:
+        self._numbers_left, self._tuples_left = MAX_NUMBER_KEYS, MAX_TUPLE_KEYS
+
+    def take(self, key: Any, place: int = -1) -> None:
+        """Counts a key.
+
+        Args:
+            key: what :func:`check_key` takes.
+            place: how many keys its dict has; a number that is the same costs nothing.
+
+        Raises:
+            UnpicklingError: there are too many.
+        """
+        if type(key) is tuple:
+            self._tuples_left -= 1
+            if self._tuples_left < 0:
+                raise pickle.UnpicklingError(f"more than {MAX_TUPLE_KEYS} keys are tuples")
+        elif type(key) in (int, float, bool) and not (type(key) is int and key == place):
+            self._numbers_left -= 1
+            if self._numbers_left < 0:
+                raise pickle.UnpicklingError(
+                    f"more than {MAX_NUMBER_KEYS} keys are numbers that do not count from 0 on"
+                )
+
+
 class PickleReader:
     """Reads pickles of protocols 0 to 5 that lie one after the other; texts of Python 2 are taken for latin-1.
 
@@ -151,7 +182,7 @@ class PickleReader:
         self._constants = constants or {}
         self._load_persistent = load_persistent
         self._budget = FREE_BYTES + BYTES_PER_BYTE * len(data)
-        self._tuple_keys_left = MAX_TUPLE_KEYS
+        self._key_limits = KeyLimits()
         self._start()
 
     def _start(self) -> None:
@@ -325,7 +356,7 @@ class PickleReader:
             raise TypeError("no dict to set items of, or a key without a value")
         self.charge(DICT_ITEM_BYTES * len(items) // 2)
         for index in range(0, len(items), 2):
-            target[self.key(items[index])] = items[index + 1]
+            target[self.key(items[index], len(target))] = items[index + 1]
 
     def _add_items(self) -> None:
         items = self._pop_mark()
@@ -333,17 +364,20 @@ class PickleReader:
             raise TypeError("no set to add to")
         self._stack[-1].update(self.make_set(set, items))
 
-    def key(self, value: Any) -> Any:
-        """A key as it stands in a dict: texts decoded, and nothing that :func:`check_key` refuses."""
+    def key(self, value: Any, place: int = -1) -> Any:
+        """A key as it stands in a dict: texts decoded, and nothing that :func:`check_key` or the limits refuse.
+
+        Args:
+            value: as the file gives it.
+            place: how many keys the dict has; -1 in a set.
+        """
         if type(value) is str:
             return value
         key = plain(value)
         if type(key) is tuple:
             key = tuple(map(plain, key))
-            self._tuple_keys_left -= 1
-            if self._tuple_keys_left < 0:
-                raise pickle.UnpicklingError(f"more than {MAX_TUPLE_KEYS} keys are tuples")
         check_key(key)
+        self._key_limits.take(key, place)
         return key
 
     # ---------------------------------------------------------------------------------------------- opcodes: memo

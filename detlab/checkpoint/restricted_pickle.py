@@ -29,6 +29,8 @@ ARRAY_BYTES = 256
 # Of an OrderedDict: empty, and more for each item.
 DICT_BYTES = 256
 MAX_DEPTH = 100
+# Values count at each place where they stand: so many are free, and so many more for each that there is.
+FREE_VALUES, VALUES_PER_VALUE = 2**20, 8
 ATOMS = {type(None), bool, int, float, complex, str, bytes, bytearray, set, frozenset}
 
 
@@ -215,7 +217,7 @@ def _dict(kind: type) -> Callable[..., Any]:
         reader.charge(DICT_BYTES * (1 + len(pairs)))
         made = kind()
         for key, value in pairs:
-            made[reader.key(key)] = value
+            made[reader.key(key, len(made))] = value
         return made
 
     return make
@@ -262,7 +264,8 @@ def build_values(value: Any) -> Any:
     """What a :class:`PickleReader` gave, with every record in it made into its value; containers change in place.
 
     Raises:
-        UnpicklingError: a record is wrong, or containers nest too deeply, as those do that contain themselves.
+        UnpicklingError: a record is wrong, or containers nest too deeply, as those do that contain themselves, or hold
+            each other so often that to go through them would take for ever.
     """
     with no_garbage_collection():
         return _Builder().build(value)
@@ -271,7 +274,9 @@ def build_values(value: Any) -> Any:
 class _Builder:
     def __init__(self) -> None:
         # By id; with the record, which must live as long as its id is used.
-        self._built: dict[int, tuple[Any, Any]] = {}
+        self._built: dict[int, tuple[Any, Any, int]] = {}
+        # All values, and those among them that are not repetitions.
+        self._num_values = self._num_own = 0
         # Joined only for messages: keys may be long.
         self._place: list[Any] = []
 
@@ -281,9 +286,11 @@ class _Builder:
             return value
         known = self._built.get(id(value))
         if known is not None:
+            self._count(known[2], repeated=True)
             return known[1]
         if len(self._place) > MAX_DEPTH:
             raise pickle.UnpicklingError(f"it nests containers more than {MAX_DEPTH} deep, or one contains itself")
+        before = self._num_values
         if kind in (dict, OrderedDict, Counter):
             built: Any = self._build_dict(value)
         elif kind is list:
@@ -292,10 +299,20 @@ class _Builder:
             built = tuple(self._build_list(list(value)))
         else:
             built = self._build_leaf(value)
-        self._built[id(value)] = value, built
+        self._built[id(value)] = value, built, self._num_values - before
         return built
 
+    def _count(self, num_values: int, repeated: bool = False) -> None:
+        self._num_values += num_values
+        self._num_own += 0 if repeated else num_values
+        if self._num_values > FREE_VALUES + VALUES_PER_VALUE * self._num_own:
+            raise pickle.UnpicklingError(
+                f"{self._describe_place()} holds containers that hold each other: {self._num_own} values that are read "
+                f"as more than {FREE_VALUES}"
+            )
+
     def _build_dict(self, value: dict) -> dict:
+        self._count(len(value))
         for key, item in value.items():
             if type(item) not in ATOMS:
                 value[key] = self._build_at(key, item)
@@ -304,6 +321,7 @@ class _Builder:
         return value
 
     def _build_list(self, value: list) -> list:
+        self._count(len(value))
         for index, item in enumerate(value):
             if type(item) not in ATOMS:
                 value[index] = self._build_at(index, item)

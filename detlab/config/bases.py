@@ -8,6 +8,7 @@ from typing import IO, Any
 
 from fvcore.common.config import BASE_KEY
 
+from detlab.config.values import shown
 from detlab.config.yaml_files import read_yaml
 
 __all__ = ["load_with_bases"]
@@ -61,7 +62,7 @@ class _Reading:
 
 def _base_path(base: Any, filename: str) -> str:
     if not isinstance(base, str) or "\0" in base:
-        raise ValueError(f"{BASE_KEY} in {filename} should be a path or a list of paths, got {base!r}")
+        raise ValueError(f"{BASE_KEY} in {filename} should be a path or a list of paths, got {shown(base)}")
     base = os.path.expanduser(base)
     if os.path.isabs(base) or "://" in base:
         return base
@@ -78,10 +79,10 @@ def _overlay(upper: dict[Any, Any], lower: dict[str, Any], filename: str, prefix
     """
     for key, value in upper.items():
         if not isinstance(key, str):
-            raise ValueError(f"{filename} has the key {prefix}{key!r}, which is no text; write it in quotes")
+            raise ValueError(f"{filename} has the key {prefix}{shown(key)}, which is no text; write it in quotes")
         if not isinstance(value, dict):
             lower[key] = value
             continue
         if not isinstance(lower.setdefault(key, {}), dict):
-            raise ValueError(f"{prefix}{key} is a section in {filename}, but the value {lower[key]!r} in its base")
+            raise ValueError(f"{prefix}{key} is a section in {filename}, but the value {shown(lower[key])} in its base")
         _overlay(value, lower[key], filename, f"{prefix}{key}.")

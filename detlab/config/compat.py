@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from fvcore.common.config import CfgNode
 
 from detlab.config.defaults import DEFAULTS
+from detlab.config.values import shown
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ def _put(cfg: CfgNode, dotted_key: str, value: Any) -> None:
             node[part] = type(cfg)()
         node = node[part]
         if not isinstance(node, Mapping):
-            raise ValueError(f"{dotted_key} cannot be set: {part} is the value {node!r}, no section")
+            raise ValueError(f"{dotted_key} cannot be set: {part} is the value {shown(node)}, no section")
     node[leaf] = value
 
 

@@ -22,7 +22,7 @@ from detlab.config.compat import LATEST_VERSION, guess_version, upgrade_config
 from detlab.config.defaults import DEFAULTS
 from detlab.config.merging import PLACE, MergePlan, check_pairs, nest, place_of
 from detlab.config.nearest import did_you_mean, probable_slip
-from detlab.config.values import assigned_value, new_value
+from detlab.config.values import assigned_value, new_value, shown
 from detlab.utils.file_io import open_text
 
 logger = logging.getLogger(__name__)
@@ -164,7 +164,7 @@ def _of_latest_version(loaded: CfgNode, filename: str) -> CfgNode:
     if "VERSION" not in loaded:
         loaded.VERSION = guess_version(loaded, filename)
     if type(loaded.VERSION) is not int:
-        raise ValueError(f"VERSION must be a whole number, got {loaded.VERSION!r} in {filename}")
+        raise ValueError(f"VERSION must be a whole number, got {shown(loaded.VERSION)} in {filename}")
     try:
         return loaded if loaded.VERSION == LATEST_VERSION else upgrade_config(loaded)
     except ValueError as error:

@@ -23,7 +23,8 @@ def instantiate(cfg: Any) -> Any:
     back as plain ones. Anything else, a dictionary without ``_target_`` among it, is given back as it is. An entry
     ``_recursive_: False`` hands inner descriptions to the target as they are.
 
-    The target may be any importable callable: instantiate only configs that you would run as code.
+    The target may be any importable callable: instantiate only configs that you would run as code, and yaml files that
+    ``LazyConfig.load`` has read, which refuses other targets than parts of models and trainings.
 
     Raises:
         TypeError: if the target cannot be called, or not with these arguments.

@@ -4,8 +4,8 @@ A config file runs in a namespace of its own, in which a relative import (``from
 config file beside it afresh. So no two configs share a value, and a folder of configs need not be a package. A file
 that ``import_user_modules`` (``--import``) has loaded is the exception: it is imported as the module that it is.
 
-A Python config is a program, and its targets are whatever it names: load only what you would run. Yaml configs are read
-as data; that ``instantiate`` calls what they name holds for them as well.
+A Python config is a program, and its targets are whatever it names: load only what you would run. A yaml config is
+data: it may name parts of models and trainings, and what the user's own modules define (``detlab.config.lazy_yaml``).
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import numbers
 import os
 import re
 import sys
-from ast import literal_eval
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import CodeType, ModuleType
 from typing import TYPE_CHECKING, Any
@@ -27,8 +26,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from detlab.config.instantiate import TARGET, dotted_name, dump_dataclass, resolve_target
+from detlab.config.lazy_yaml import read_lazy_yaml
 from detlab.config.nearest import UnknownKeyError, did_you_mean
-from detlab.config.yaml_files import read_yaml
+from detlab.config.values import literal, shown
 from detlab.utils.file_io import PathManager, read_text, write_atomically
 from detlab.utils.registry import locate
 from detlab.utils.user_modules import loaded_user_file
@@ -78,13 +78,14 @@ class LazyConfig:
 
         Raises:
             KeyError: if a name asked for is not there.
-            ValueError: for other file extensions.
+            ValueError: for other file extensions; and if a yaml file has a target that is no part of detlab, layer or
+                optimizer of torch, nor registered or defined in a module that ``import_user_modules`` has imported.
         """
         filename = os.fspath(filename)
         extension = os.path.splitext(filename)[1]
         if extension not in (".py", ".yaml", ".yml"):
             raise ValueError(f"{filename} is no config: its name should end in .py or .yaml")
-        values: Any = _run_file(filename, ()) if extension == ".py" else _read_yaml(filename)
+        values: Any = _run_file(filename, ()) if extension == ".py" else _as_config(read_lazy_yaml(filename))
         if keys is None and extension == ".py":
             return _as_config({name: value for name, value in values.items() if _is_public_config(name, value)})
         if keys is None:
@@ -164,16 +165,6 @@ def _pick(values: Mapping[str, Any], key: str, filename: str) -> Any:
         raise UnknownKeyError(f"{filename} defines no {key!r}{did_you_mean(key, names)}; it has {', '.join(names)}")
     value = values[key]
     return _as_config(value) if type(value) is dict else value
-
-
-def _read_yaml(filename: str) -> DictConfig:
-    try:
-        values = read_yaml(filename)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"the config file {filename} does not exist") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{filename} should hold named configs, but is a {type(values).__name__}")
-    return _as_config(values)
 
 
 def _run_file(filename: str, importers: tuple[str, ...]) -> dict[str, Any]:
@@ -321,7 +312,9 @@ def _apply_override(cfg: DictConfig, override: str) -> None:
     match = re.fullmatch(r"(~|\+{0,2})([^=\s]+?)(?:=(.*))?", override, flags=re.DOTALL)
     action, key, text = match.groups(default="") if match else ("", "", "")
     if not match or ("=" in override) == (action == "~"):
-        raise ValueError(f"cannot read the override {override!r}; write key=value, +key=value to add or ~key to remove")
+        raise ValueError(
+            f"cannot read the override {shown(override)}; write key=value, +key=value to add or ~key to remove"
+        )
     section, leaf = _section_of(cfg, key, may_add=action.startswith("+"))
     exists = leaf in section if isinstance(section, Mapping) else _is_index(section, leaf)
     if action == "~":
@@ -330,7 +323,7 @@ def _apply_override(cfg: DictConfig, override: str) -> None:
         del section[leaf if isinstance(section, Mapping) else int(leaf)]
         return
     if not exists and not action and not _target_takes(section, leaf):
-        raise _unknown(cfg, key, f"; to add it write +{override}")
+        raise _unknown(cfg, key, f"; to add it write +{override:.200}")
     _set(section, leaf, _parse_value(text, override))
 
 
@@ -350,7 +343,7 @@ def _section_of(cfg: DictConfig, key: str, may_add: bool) -> tuple[Any, str]:
 
 
 def _is_index(section: Sequence[Any], text: str) -> bool:
-    return text.isdigit() and int(text) < len(section)
+    return text.isdecimal() and len(text) < 10 and int(text) < len(section)
 
 
 def _target_takes(section: Any, name: str) -> bool:
@@ -365,7 +358,9 @@ def _target_takes(section: Any, name: str) -> bool:
 
 
 def _unknown(cfg: Any, key: str, cure: str) -> UnknownKeyError:
-    return UnknownKeyError(f"unknown config key {key!r}{did_you_mean(key, _config_keys(_container(cfg), ''))}{cure}")
+    return UnknownKeyError(
+        f"unknown config key {key[:200]!r}{did_you_mean(key, _config_keys(_container(cfg), ''))}{cure}"
+    )
 
 
 def _config_keys(value: Any, prefix: str) -> Iterator[str]:
@@ -386,15 +381,17 @@ def _set(section: Any, leaf: str, value: Any) -> None:
 def _parse_value(text: str, override: str) -> Any:
     """A value from a command line, as yaml; tuples and the empty text are understood too."""
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
     if not text:
         return text
     if text.startswith("("):
-        try:
-            return literal_eval(text)
-        except (ValueError, SyntaxError):
-            return text
-    value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)["value"]  # type: ignore[index,call-overload]
+        return literal(text)
+    try:
+        value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)["value"]  # type: ignore[index,call-overload]
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"cannot read the override {shown(override)}: {reason[:200]}; put texts in quotes") from None
     if isinstance(value, dict) and any(":" in str(key) and item is None for key, item in value.items()):
-        raise ValueError(f"cannot read the override {override!r}; write a space after each colon of a dictionary")
+        raise ValueError(f"cannot read the override {shown(override)}; write a space after each colon of a dictionary")
     return value

@@ -18,6 +18,8 @@ __all__ = ["MergePlan", "check_pairs", "nest", "place_of"]
 
 # Under this name a section of a config keeps its own dotted name, beside its settings.
 PLACE = "_place"
+# To look for what each of them may have meant takes a moment.
+MAX_NAMED = 20
 
 
 def place_of(section: _YacsCfgNode, key: str) -> str | None:
@@ -86,12 +88,14 @@ class MergePlan:
         """Makes the settings.
 
         Raises:
-            UnknownKeyError: names every key that is not there; nothing was set.
+            UnknownKeyError: names the keys that are not there, of many the first; nothing was set.
             ValueError: names every value out of its limits; nothing was set.
         """
         if self._unknown:
             known = list(_dotted_keys(self._root))
-            lines = [f"unknown config key {key!r}{self._origin}{did_you_mean(key, known)}" for key in self._unknown]
+            named, rest = self._unknown[:MAX_NAMED], len(self._unknown) - MAX_NAMED
+            lines = [f"unknown config key {key[:300]!r}{self._origin}{did_you_mean(key, known)}" for key in named]
+            lines += [f"and {rest} more unknown keys"] if rest > 0 else []
             raise UnknownKeyError("\n".join(lines))
         if self._problems:
             raise ValueError("\n".join(f"{problem}{self._origin}" for problem in self._problems))

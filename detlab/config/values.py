@@ -15,7 +15,7 @@ from ast import literal_eval
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["assigned_value", "merged_value", "new_value", "shown"]
+__all__ = ["assigned_value", "literal", "merged_value", "new_value", "shown"]
 
 # Longer texts spell no literal that a setting could hold.
 MAX_LITERAL = 100_000
@@ -133,7 +133,7 @@ def _read_literal(given: Any, current: Any) -> Any:
         return given
     if isinstance(current, bool) and given.lower() in ("true", "false"):
         return given.lower() == "true"
-    value = _literal(given)
+    value = literal(given)
     return given if isinstance(current, str) and not isinstance(value, (str, type(None))) else value
 
 
@@ -165,7 +165,7 @@ def _cure(value: Any, current: Any) -> str:
     if isinstance(current, bool):
         return "; write True or False"
     if isinstance(current, (int, float)) and isinstance(value, str):
-        return "; write the number without quotes" if isinstance(_literal(value), (int, float)) else ""
+        return "; write the number without quotes" if isinstance(literal(value), (int, float)) else ""
     if isinstance(current, int) and isinstance(value, float) and value.is_integer():
         return f"; write {shown(int(value))}"
     if isinstance(current, float) and isinstance(value, tuple) and len(value) == 2:
@@ -178,11 +178,11 @@ def _cure_of_list(text: str, current: list[Any] | tuple[Any, ...]) -> str:
     if re.search(r"[\[(].*[\[(]", text):
         return ", which spells no list; close each bracket, and put texts in quotes"
     entries = [entry.strip().strip("'\"") for entry in text.strip(" []()").split(",")]
-    meant = type(current)(_literal(entry) for entry in entries if entry)
+    meant = type(current)(literal(entry) for entry in entries if entry)
     return f', which spells no list; write "{shown(meant)}"'
 
 
-def _literal(text: str) -> Any:
+def literal(text: str) -> Any:
     """What a text spells in Python; the text itself if that is nothing."""
     try:
         return literal_eval(text)

@@ -55,15 +55,19 @@ def read_yaml(filename: str, open_file: Callable[[str], IO[str] | IO[bytes]] = o
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is a folder, no text in UTF-8, or as :func:`load_yaml` says.
+        ValueError: it is a folder, pipe or device, cannot be opened, is no text in UTF-8, or as :func:`load_yaml` says.
     """
     try:
         with open_file(filename) as stream:
             text = stream.read(MAX_CHARACTERS + 1)
         if isinstance(text, bytes):
             text = text.decode("utf-8")
-    except IsADirectoryError:
-        raise ValueError(f"{filename} cannot be read as settings: it is a folder") from None
+    except (FileNotFoundError, PermissionError):
+        raise
+    except OSError as error:
+        # A link to itself, a name that is too long, a folder that is a file.
+        reason = error.strerror or error
+        raise ValueError(f"{filename:.300} cannot be read as settings: {reason}; check the path") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{filename} cannot be read as settings: it is no text in UTF-8 ({error.reason})") from None
     return load_yaml(text, filename)

@@ -481,9 +481,9 @@ def transform_proposals(
 ) -> None:
     """Turns the precomputed proposals of an image into ``Instances``, in place.
 
-    ``proposal_boxes`` (N, 4), ``proposal_bbox_mode`` and ``proposal_objectness_logits`` (N,), best first, are replaced
-    by ``proposals`` with the fields ``proposal_boxes`` and ``objectness_logits``. Without ``proposal_boxes`` nothing
-    happens.
+    ``proposal_boxes`` (N, 4), or rotated (N, 5), ``proposal_bbox_mode`` and ``proposal_objectness_logits`` (N,), best
+    first, are replaced by ``proposals`` with the fields ``proposal_boxes`` and ``objectness_logits``. Without
+    ``proposal_boxes`` nothing happens.
 
     Args:
         dataset_dict: of the image.
@@ -498,7 +498,8 @@ def transform_proposals(
     if "proposal_boxes" not in dataset_dict:
         return
     mode = dataset_dict.pop("proposal_bbox_mode", BoxMode.XYXY_ABS)
-    corners = BoxMode.convert(np.array(dataset_dict.pop("proposal_boxes")).reshape(-1, 4), mode, BoxMode.XYXY_ABS)
+    given = np.array(dataset_dict.pop("proposal_boxes")).reshape(-1, 5 if mode == BoxMode.XYWHA_ABS else 4)
+    corners = BoxMode.convert(given, mode, BoxMode.XYXY_ABS)
     logits = torch.tensor(np.array(dataset_dict.pop("proposal_objectness_logits"), dtype=np.float32))
     if len(corners) != len(logits):
         raise ValueError(f"{len(corners)} proposal_boxes but {len(logits)} proposal_objectness_logits")

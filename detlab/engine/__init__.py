@@ -1,16 +1,7 @@
 """Training and inference programs: the loop, its hooks, trainers made from configs, starting of processes."""
 
 from detlab.engine import hooks
-from detlab.engine.defaults import (
-    DefaultPredictor,
-    DefaultTrainer,
-    config_from_args,
-    create_ddp_model,
-    default_argument_parser,
-    default_setup,
-    default_writers,
-    evaluate_only,
-)
+from detlab.engine.command_line import config_from_args, default_argument_parser
 from detlab.engine.hooks import (
     EVALUATION_HOOK_REGISTRY,
     HOOK_REGISTRY,
@@ -28,8 +19,11 @@ from detlab.engine.hooks import (
 )
 from detlab.engine.interruption import StoppedBySignal
 from detlab.engine.launch import DEFAULT_TIMEOUT, launch
+from detlab.engine.predictor import DefaultPredictor
 from detlab.engine.run_lock import OutputDirInUseError
+from detlab.engine.setup import create_ddp_model, default_setup, default_writers
 from detlab.engine.train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
+from detlab.engine.trainer import DefaultTrainer, evaluate_only
 
 __all__ = [
     "DEFAULT_TIMEOUT",

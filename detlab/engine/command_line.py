@@ -1,15 +1,96 @@
-"""A command line of flags and settings, in any order."""
+"""The command line of the training tools: flags and settings in any order, and the config that they describe."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from detlab.config.config import CfgNode, get_cfg
 from detlab.config.nearest import did_you_mean
+from detlab.utils.user_modules import import_user_modules
 
-__all__ = ["SettingsParser"]
+__all__ = ["SettingsParser", "config_from_args", "default_argument_parser"]
+
+_EXAMPLES = """examples:
+  one GPU, or the CPU with MODEL.DEVICE cpu
+      $ {program} --config-file cfg.yaml
+  change settings
+      $ {program} --config-file cfg.yaml SOLVER.BASE_LR 0.01 MODEL.WEIGHTS model.pth
+  go on with a run that was stopped
+      $ {program} --config-file cfg.yaml --resume
+  your own datasets, models and hooks
+      $ {program} --import my_project.py --config-file cfg.yaml
+  eight GPUs
+      $ {program} --num-gpus 8 --config-file cfg.yaml
+  two machines
+      machine0$ {program} --num-gpus 8 --num-machines 2 --machine-rank 0 --dist-url tcp://machine0:29500 ...
+      machine1$ {program} --num-gpus 8 --num-machines 2 --machine-rank 1 --dist-url tcp://machine0:29500 ...
+  under torchrun, which says the number of processes itself
+      $ torchrun --nproc-per-node 8 {program} --config-file cfg.yaml
+"""
+
+
+def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
+    """The command line of the training tools: flags and settings, in any order.
+
+    Args:
+        epilog: shown at the end of the help, in place of examples.
+    """
+    parser = SettingsParser(
+        epilog=epilog or _EXAMPLES.format(program=os.path.basename(sys.argv[0])),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        settings_help="settings to change: 'KEY VALUE' pairs, for Python configs 'path.key=value'",
+    )
+    parser.add_argument("--config-file", default="", metavar="FILE", help="the config to start from")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR, if any")
+    parser.add_argument("--eval-only", action="store_true", help="do not train, evaluate MODEL.WEIGHTS")
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="FILE_OR_MODULE",
+        help="Python code to load before the config is read, in every process; may be given several times",
+    )
+    parser.add_argument(
+        "--num-gpus", type=_from(0), default=1, help="processes on each machine, one for each GPU; 0 is one on the CPU"
+    )
+    parser.add_argument("--num-machines", type=_from(1), default=1)
+    parser.add_argument("--machine-rank", type=_from(0), default=0, help="number of this machine, from 0")
+    parser.add_argument(
+        "--dist-url",
+        default="auto",
+        help="where the processes meet, tcp://host:port; 'auto' takes a free port of this machine",
+    )
+    return parser
+
+
+def _from(lowest: int) -> Callable[[str], int]:
+    """The type of an argument that is a whole number from ``lowest`` on."""
+
+    def read(text: str) -> int:
+        if not text.strip().lstrip("+-").isdecimal() or int(text) < lowest:
+            raise argparse.ArgumentTypeError(f"must be a whole number from {lowest} on, got {text!r}")
+        return int(text)
+
+    return read
+
+
+def config_from_args(args: argparse.Namespace) -> CfgNode:
+    """The frozen config that the arguments of :func:`default_argument_parser` describe.
+
+    Loads the modules of ``--import`` first, so that what they register is there.
+    """
+    import_user_modules(args.imports)
+    cfg = get_cfg()
+    if args.config_file:
+        cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(args.opts)
+    cfg.freeze()
+    return cfg
 
 
 class SettingsParser(argparse.ArgumentParser):

@@ -10,9 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import nn
 
 from detlab.config.config import CfgNode
 from detlab.config.nearest import did_you_mean
@@ -22,6 +20,7 @@ from detlab.evaluation.evaluator import known_metric_names
 from detlab.evaluation.testing import ExpectedResult, expected_results
 from detlab.utils import comm
 from detlab.utils.file_io import PathManager
+from detlab.utils.finite import names_not_finite
 
 __all__ = ["NO_EVALUATOR", "check_test_side", "config_for_evaluation", "warn_of_weights_that_are_not_finite"]
 
@@ -129,16 +128,6 @@ def config_for_evaluation(cfg: CfgNode, weights: str) -> CfgNode:
 
 def warn_of_weights_that_are_not_finite(model: nn.Module) -> None:
     """Names the parameters and statistics of normalisation that hold an infinity or no number, if there are any."""
-    tensors: dict[str, Tensor] = dict(model.named_parameters())
-    for prefix, module in model.named_modules():
-        if isinstance(module, _BatchNorm):
-            tensors.update(module.named_buffers(prefix))
-    tensors = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
-    if not tensors:
-        return
-    # One wait for the device, however many there are.
-    are_finite = torch.stack([tensor.detach().isfinite().all() for tensor in tensors.values()]).tolist()
-    wrong = [name for name, is_finite in zip(tensors, are_finite) if not is_finite]
-    if wrong:
+    if wrong := names_not_finite(model):
         shown = ", ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
         logger.warning(f"weights that are not finite are evaluated: {shown}; the results mean nothing")

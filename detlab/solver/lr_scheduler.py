@@ -19,6 +19,8 @@ from fvcore.common.param_scheduler import (
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import Optimizer
 
+from detlab.checkpoint.run_state import check_scheduler_state
+
 __all__ = ["LRMultiplier", "WarmupCosineLR", "WarmupMultiStepLR", "WarmupParamScheduler"]
 
 WARMUP_METHODS = ("linear", "constant")
@@ -84,6 +86,16 @@ class LRMultiplier(LRScheduler):
     def state_dict(self) -> dict[str, Any]:
         """Where the run is; the schedule itself comes from the config."""
         return {"base_lrs": self.base_lrs, "last_epoch": self.last_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes back ``state_dict``.
+
+        Raises:
+            ValueError: a value in it is none that a run can have, or would overwrite what is no state; nothing was
+                taken.
+        """
+        check_scheduler_state(self, state_dict)
+        super().load_state_dict(state_dict)
 
     def get_lr(self) -> list[float]:
         """The learning rate of each parameter group at the current iteration."""

@@ -33,6 +33,7 @@ __all__ = [
     "is_at",
     "is_running",
     "locked",
+    "open_bytes",
     "open_text",
     "read_json",
     "read_text",
@@ -100,9 +101,27 @@ def open_text(path: str, mode: str = "r", errors: str = "strict") -> TextIO:
         path: local, or an address.
         mode: ``"r"``, ``"w"`` or ``"a"``.
         errors: what to do about what UTF-8 cannot express, as for ``open``.
+
+    Raises:
+        ValueError: what shall be read is a folder, pipe or device.
     """
-    stream = PathManager.open(path, f"{mode}b")
+    stream = open_bytes(path) if mode == "r" else PathManager.open(path, f"{mode}b")
     return io.TextIOWrapper(stream, encoding="utf-8-sig" if mode == "r" else "utf-8", errors=errors)
+
+
+def open_bytes(path: str, what: str = "file") -> IO[bytes]:
+    """Opens a file for reading, and nothing else: a pipe would be waited for, and a device may have no end.
+
+    Args:
+        path: local, or an address.
+        what: what the file is, for messages.
+
+    Raises:
+        ValueError: it is a folder, pipe, socket or device.
+        FileNotFoundError: there is no such file.
+    """
+    check_no_special_file(path, what)
+    return PathManager.open(path, "rb")
 
 
 def read_text(path: str, what: str = "file") -> str:
@@ -139,7 +158,7 @@ def read_json(path: str, what: str = "file") -> Any:
         ValueError: it is not json, or nested more deeply than Python can follow.
     """
     _check_is_file(path, what)
-    with PathManager.open(path, "rb") as stream, no_garbage_collection():
+    with open_bytes(path, what) as stream, no_garbage_collection():
         try:
             return json.loads(stream.read())
         except RecursionError:

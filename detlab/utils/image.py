@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from detlab.utils.file_io import PathManager, check_no_special_file
+from detlab.utils.file_io import open_bytes
 
 __all__ = ["convert_PIL_to_numpy", "convert_image_to_rgb", "read_image", "read_label_map"]
 
@@ -92,9 +92,8 @@ def read_label_map(file_name: str) -> np.ndarray:
 
 
 def _load(file_name: str) -> Image.Image:
-    check_no_special_file(file_name, "image")
     try:
-        with PathManager.open(file_name, "rb") as file:
+        with open_bytes(file_name, "image") as file:
             return _upright(_decode(file, file_name))
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import weakref
 from typing import Any
 
 from fvcore.common.registry import Registry as _FvcoreRegistry
 
-__all__ = ["ReadableKeyError", "Registry", "locate", "qualified_name"]
+__all__ = ["ReadableKeyError", "Registry", "is_registered", "locate", "qualified_name"]
 
 
 class ReadableKeyError(KeyError):
@@ -16,6 +17,9 @@ class ReadableKeyError(KeyError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+_registries: weakref.WeakSet[Registry] = weakref.WeakSet()
 
 
 class Registry(_FvcoreRegistry):
@@ -28,6 +32,7 @@ class Registry(_FvcoreRegistry):
     def __init__(self, name: str) -> None:
         super().__init__(name)
         self._expected: dict[str, str] = {}
+        _registries.add(self)
 
     def expect(self, **names: str) -> None:
         """Says of names that configs use and nothing is registered under yet what each will be, in words.
@@ -80,6 +85,11 @@ class Registry(_FvcoreRegistry):
 
 def _origin(obj: Any) -> str:
     return f"{getattr(obj, '__module__', '?')}.{getattr(obj, '__qualname__', repr(obj))}"
+
+
+def is_registered(qualified: str) -> bool:
+    """Whether some registry holds an object that this is the :func:`qualified_name` of."""
+    return any(_origin(obj) == qualified for registry in list(_registries) for _, obj in registry)
 
 
 def locate(name: str) -> Any:

@@ -20,9 +20,13 @@ from collections.abc import Iterable, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
-__all__ = ["import_user_modules", "loaded_user_file"]
+__all__ = ["import_user_modules", "is_of_user_module", "loaded_user_file"]
 
 FILES_VARIABLE = "DETLAB_USER_FILES"
+
+# Of what was asked for in this process: the modules' names, and what the files are called.
+_imported: set[str] = set()
+_stems: set[str] = set()
 
 # Marks this module as one that has modules below it; they are found by _UserFileFinder, in no directory.
 __path__: list[str] = []
@@ -43,7 +47,26 @@ def import_user_modules(names: Iterable[str]) -> list[ModuleType]:
         FileNotFoundError: there is no such file.
         ModuleNotFoundError: there is no such module.
     """
-    return [_import_file(name) if name.endswith(".py") else _import_named(name) for name in names]
+    modules = []
+    for name in names:
+        is_file = name.endswith(".py")
+        modules.append(_import_file(name) if is_file else _import_named(name))
+        _imported.add(modules[-1].__name__)
+        if is_file:
+            _stems.add(os.path.splitext(os.path.basename(name))[0])
+    return modules
+
+
+def is_of_user_module(name: str, or_called_like_one: bool = False) -> bool:
+    """Whether a dotted name begins with a module that ``import_user_modules`` was given in this process.
+
+    Args:
+        name: such as ``"my_parts.Head"``.
+        or_called_like_one: the name of a file that was given counts too, though something else may have it.
+    """
+    parts = name.split(".")
+    beginnings = {".".join(parts[:depth]) for depth in range(1, len(parts))}
+    return not beginnings.isdisjoint(_imported) or (or_called_like_one and parts[0] in _stems)
 
 
 def _import_named(name: str) -> ModuleType:

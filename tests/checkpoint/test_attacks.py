@@ -154,6 +154,16 @@ POINTERS = {
 # ------------------------------------------------------------------------------------------- attacks on memory, time
 
 BIG = 6 * 10**9
+
+
+def probed(count: int) -> list[int]:
+    """Numbers that lie where a dict of 2**18 places looks for 0, one after the other, in vain."""
+    found = [2**18, 1]
+    while len(found) < count:
+        found.append((5 * found[-1] + 1) % 2**18)
+    return found
+
+
 BOMBS = {
     "zeros by the number, as bytearray": call(name("builtins", "bytearray"), number(BIG)),
     "zeros by the number, as bytes": call(name("builtins", "bytes"), number(BIG)),
@@ -204,6 +214,11 @@ BOMBS = {
     "keys whose hashes collide": op("EMPTY_DICT")
     + op("MARK")
     + b"".join(number(i * (2**61 - 1)) + op("NONE") for i in range(200_000))
+    + op("SETITEMS"),
+    "one number that is looked for in many places": op("EMPTY_DICT")
+    + op("MARK")
+    + b"".join(number(i) + op("NONE") for i in probed(2**17))
+    + (number(0) + op("NONE")) * 200_000
     + op("SETITEMS"),
     "millions of empty sets": op("EMPTY_SET") * (2 * MEBIBYTE),
     "millions of empty lists": op("EMPTY_LIST") * (2 * MEBIBYTE),

@@ -428,3 +428,20 @@ def test_ranks_that_cannot_see_the_file_get_it_from_the_main_process(tmp_path):
     assert os.listdir(tmp_path / "1") == []
     assert [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)] == ["{} 1", "{} 1"]
     assert all((tmp_path / f"{rank}.{error}").exists() for rank in range(2) for error in ("refused", "damaged"))
+
+
+@pytest.mark.parametrize(
+    "weight, words",
+    [
+        (np.full((1, 2), 1e300), "1 of its 1 weights are not finite in the model .*: weight"),
+        (np.full((1, 2), 1 + 2j), "the weight weight is complex"),
+    ],
+    ids=["too large", "complex"],
+)
+def test_weights_that_would_be_others_in_the_model_are_refused_and_leave_it_as_it_is(tmp_path, weight, words):
+    model = torch.nn.Linear(2, 1)
+    before = model.weight.clone()
+    torch.save({"model": {"weight": weight}}, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=rf"a\.pth: {words}"):
+        DetectionCheckpointer(model).load(str(tmp_path / "a.pth"))
+    assert torch.equal(model.weight, before)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from detlab.checkpoint.finite import check_finite, find_non_finite
+from detlab.checkpoint.finite import check_finite, check_real, find_non_finite
 
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64, torch.float8_e5m2]
 
@@ -34,7 +34,32 @@ def test_infinities_that_the_model_is_made_with_are_no_damage():
     assert find_non_finite({"mask": mask}, {"mask": torch.zeros(3)}) == ["mask"]
 
 
+@pytest.mark.parametrize(
+    "given, wanted",
+    [
+        (torch.tensor([1e300], dtype=torch.float64), torch.float32),
+        (torch.tensor([1e6]), torch.float16),
+        (torch.tensor([1e30], dtype=torch.bfloat16), torch.float16),
+        (torch.tensor([10**6]), torch.float16),
+    ],
+)
+def test_what_is_finite_in_the_file_and_infinite_in_the_model_is_found(given, wanted):
+    assert find_non_finite({"w": given}) == []
+    assert find_non_finite({"w": given}, {"w": torch.zeros(1, dtype=wanted)}) == ["w"]
+    assert find_non_finite({"w": given / given * 3}, {"w": torch.zeros(1, dtype=wanted)}) == []
+
+
+def test_complex_weights_of_a_real_model_are_refused():
+    weights = {"w": torch.ones(2, dtype=torch.complex64), "other": torch.ones(1)}
+    with pytest.raises(ValueError, match=r"the weight w is complex \(torch\.complex64\) .* torch\.float32"):
+        check_real(weights, {"w": torch.zeros(2)})
+    check_real(weights, {"w": torch.zeros(2, dtype=torch.complex64), "gone": torch.zeros(1)})
+    check_real(weights, {"other": torch.zeros(1)})
+
+
 def test_the_message_counts_and_names_the_first_five():
     weights = {f"w{index}": torch.tensor([float("nan")]) for index in range(7)} | {"good": torch.ones(1)}
-    with pytest.raises(ValueError, match=r"7 of its 8 weights are not finite .*: w0, w1, w2, w3, w4, \.\.\."):
+    with pytest.raises(
+        ValueError, match=r"7 of its 8 weights are not finite in the model .*: w0, w1, w2, w3, w4, \.\.\."
+    ):
         check_finite(weights)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from detlab.checkpoint.detection_checkpoint import DetectionCheckpointer
 from detlab.checkpoint.formats import find_unloadable, read_checkpoint
 from detlab.checkpoint.pickle_reader import UnsafePickleError
 
@@ -179,3 +180,24 @@ def test_the_extension_does_not_decide_what_a_file_is(tmp_path):
     assert torch.equal(read_checkpoint(str(tmp_path / "a.pkl"))["model"]["w"], torch.ones(2))
     plain = read_checkpoint(save_pickle(tmp_path / "b.pth", {"model": {"w": np.ones(2)}}))
     assert np.array_equal(plain["model"]["w"], np.ones(2))
+
+
+def test_keys_of_more_numbers_than_a_file_may_have_are_found_before_saving(tmp_path):
+    counted = dict.fromkeys(range(50000), 0)
+    scattered = {7 * number + 1: 0 for number in range(30_000)}
+    assert list(find_unloadable({"x": counted})) == []
+    assert "x: more than 20000 keys are numbers that do not count from 0 on" in list(find_unloadable({"x": scattered}))
+    path = str(tmp_path / "a.pth")
+    torch.save({"model": {"w": torch.ones(1)}, "x": counted}, path)
+    assert read_checkpoint(path)["x"] == counted
+    torch.save({"model": {"w": torch.ones(1)}, "x": scattered}, path)
+    with pytest.raises(ValueError, match=r"a\.pth .* more than 20000 keys are numbers"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("name", [1, None, b"w_momentum", ("w",)], ids=repr)
+def test_a_weight_whose_name_is_no_text_is_refused(tmp_path, name):
+    path = tmp_path / "a.pkl"
+    path.write_bytes(pickle.dumps({name: np.ones(3, np.float32)}))
+    with pytest.raises(ValueError, match=r"a\.pkl: a weight has the name .*; names are texts"):
+        DetectionCheckpointer(torch.nn.Linear(2, 1)).load(str(path))

@@ -156,3 +156,13 @@ def test_scalars_of_objects_are_refused():
     data = pickle.dumps(np.dtype(object), protocol=2)[2:-1]
     with pytest.raises(UnsafePickleError, match="Python objects"):
         read(b"\x80\x02cnumpy.core.multiarray\nscalar\n(" + data + b"X\x01\x00\x00\x00atR.")
+
+
+def test_what_repeats_itself_without_end_is_refused_and_a_little_is_read():
+    value = [1.0]
+    for _ in range(30):
+        value = [value, value]
+    with pytest.raises(pickle.UnpicklingError, match=r"a\.b.* holds containers that hold each other"):
+        load_arrays(io.BytesIO(pickle.dumps({"a": {"b": value}})))
+    shared = [1, 2, 3]
+    assert load_arrays(io.BytesIO(pickle.dumps([shared] * 100_000)))[-1] == shared

@@ -18,6 +18,7 @@ import yaml
 import detlab.config
 from detlab.config import config
 from detlab.config.config import CfgNode, configurable, get_cfg, global_cfg, set_global_cfg
+from tests.limits import run_limited
 
 
 @pytest.fixture
@@ -275,6 +276,34 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------------- bases
+
+
+@pytest.mark.parametrize(
+    "base, reason",
+    [("link.yaml", "symbolic links"), ("x" * 5000, "too long"), ("top.yaml/x.yaml", "ot a dir"), ("pipe", "no file")],
+    ids=["link to itself", "long name", "below a file", "pipe"],
+)
+def test_a_base_that_cannot_be_read_is_refused_in_a_short_sentence(write, tmp_path, base, reason):
+    (tmp_path / "link.yaml").symlink_to("link.yaml")
+    os.mkfifo(tmp_path / "pipe")
+    outcome = run_limited(CfgNode.load_yaml_with_base, write("top.yaml", f"_BASE_: {base}\n"), seconds=10)
+    assert outcome.error.startswith("ValueError") and reason in outcome.error and len(outcome.error) < 700, outcome
+
+
+def test_of_many_unknown_keys_the_first_are_named_in_a_moment(write):
+    path = write("a.yaml", "\n".join(f"unknown_key_{i}: 1" for i in range(20_000)))
+    outcome = run_limited(get_cfg().merge_from_file, path, seconds=20)
+    assert outcome.error.startswith("UnknownKeyError"), outcome
+    with pytest.raises(KeyError, match="and 19980 more unknown keys") as caught:
+        get_cfg().merge_from_file(path)
+    assert "'unknown_key_19'" in str(caught.value) and "'unknown_key_20'" not in str(caught.value)
+
+
+def test_a_version_that_is_a_long_text_is_refused_in_a_short_sentence(write):
+    path = write("a.yaml", f"VERSION: {'(' * 90_000}\n")
+    with pytest.raises(ValueError, match="VERSION must be a whole number") as caught:
+        get_cfg().merge_from_file(path)
+    assert len(str(caught.value)) < 500
 
 
 def test_a_base_is_found_beside_the_file_and_lies_below_it(write):

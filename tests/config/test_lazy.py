@@ -5,11 +5,14 @@ import logging
 import sys
 
 import pytest
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from detlab.config.instantiate import instantiate
 from detlab.config.lazy import LazyCall as L
 from detlab.config.lazy import LazyConfig
+from detlab.config.yaml_files import read_yaml
+from detlab.layers.shape_spec import ShapeSpec
 from detlab.utils.registry import Registry
 from detlab.utils.user_modules import import_user_modules
 from tests.limits import run_limited
@@ -169,9 +172,9 @@ def test_a_config_file_may_define_dataclasses_and_functions(write):
 
 
 def test_yaml_is_read_safely(write):
-    path = write("a.yaml", "model: {_target_: fractions.Fraction, numerator: '${train.n}'}\ntrain: {n: 3}\n")
+    path = write("a.yaml", "model: {_target_: torch.nn.Flatten, start_dim: '${train.n}'}\ntrain: {n: 3}\n")
     config = LazyConfig.load(path)
-    assert instantiate(config.model) == 3 and instantiate(LazyConfig.load(path, "model")) == 3
+    assert instantiate(config.model).start_dim == instantiate(LazyConfig.load(path, "model")).start_dim == 3
     with pytest.raises(ValueError, match="refused"):
         LazyConfig.load(write("b.yaml", "a: !!python/object/apply:os.getcwd []\n"))
     with pytest.raises(ValueError, match="should hold named configs"):
@@ -228,7 +231,8 @@ class Shape:
 def test_a_saved_config_loads_back_as_the_same_calls(tmp_path, caplog):
     config = OmegaConf.create(
         {
-            "model": L(dict)(a=L("fractions.Fraction")(numerator=1), n=4, same="${.n}", pair=(1, 2), shape=Shape(5)),
+            "model": L(ShapeSpec)(channels=L(torch.nn.Flatten)(start_dim=2), stride=4, width="${.stride}"),
+            "more": {"pair": (1, 2), "spec": ShapeSpec(5)},
             "train": {"flag": True, "none": None, "rate": 1e-7, "text": "ünï: x"},
         },
         flags={"allow_objects": True},
@@ -236,13 +240,15 @@ def test_a_saved_config_loads_back_as_the_same_calls(tmp_path, caplog):
     path = str(tmp_path / "saved.yaml")
     LazyConfig.save(config, path)
     loaded = LazyConfig.load(path)
-    assert loaded.train == config.train and list(loaded) == ["model", "train"]
-    assert loaded.model._target_ == "builtins.dict" and OmegaConf.to_container(loaded.model)["same"] == "${.n}"
+    assert loaded.train == config.train and list(loaded) == ["model", "more", "train"]
+    assert loaded.model._target_ == "detlab.layers.shape_spec.ShapeSpec"
+    assert OmegaConf.to_container(loaded.model)["width"] == "${.stride}" and loaded.more.pair == [1, 2]
     again = str(tmp_path / "again.yaml")
     LazyConfig.save(loaded, again)
     assert (tmp_path / "saved.yaml").read_text() == (tmp_path / "again.yaml").read_text()
-    loaded.model.pop("shape")
-    assert instantiate(loaded.model) == {"a": 1, "n": 4, "same": 4, "pair": [1, 2]}
+    model = instantiate(loaded.model)
+    assert model.channels.start_dim == 2 and model.stride == model.width == 4
+    assert instantiate(loaded.more.spec) == ShapeSpec(5)
 
 
 def test_what_cannot_be_saved_is_named(tmp_path, caplog):
@@ -251,7 +257,7 @@ def test_what_cannot_be_saved_is_named(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         LazyConfig.save(config, path)
     assert "cfg._target_, cfg.x, cfg.items[1]" in caplog.text
-    assert LazyConfig.load(path).good == 2.5
+    assert read_yaml(path)["good"] == 2.5
 
 
 def test_saving_what_loads_back_says_nothing(tmp_path, caplog):
@@ -356,6 +362,29 @@ def test_an_override_of_an_unknown_key_is_refused(config, override, message):
 def test_what_is_no_override_is_refused(config, override):
     with pytest.raises(ValueError, match="cannot read the override"):
         LazyConfig.apply_overrides(config, [override])
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["9" * 5000, "[" * 5000, "'" * 99_999, "${oc.env:HOME", "!!python/x", "&a [*a]", "\0"],
+    ids=["digits", "brackets", "quotes", "reference", "tag", "itself", "nul"],
+)
+def test_a_value_that_cannot_be_read_is_refused_in_a_short_sentence(config, value):
+    with pytest.raises(ValueError, match="cannot read the override") as caught:
+        LazyConfig.apply_overrides(config, [f"train.n={value}"])
+    assert type(caught.value) is ValueError and len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("index", ["9" * 5000, "²"])
+def test_an_index_that_is_none_is_an_unknown_key(config, index):
+    with pytest.raises(KeyError, match="unknown config key") as caught:
+        LazyConfig.apply_overrides(config, [f"items.{index}=1"])
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_text_that_spells_an_impossible_literal_stays_text(config):
+    LazyConfig.apply_overrides(config, ["train.name=({[1]: 2})"])
+    assert config.train.name == "({[1]: 2})"
 
 
 def test_a_dictionary_without_spaces_after_colons_is_refused(config):

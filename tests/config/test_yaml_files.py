@@ -1,5 +1,7 @@
 """Yaml is read as plain data, within bounds, and what is refused is named."""
 
+import os
+
 import pytest
 import yaml
 
@@ -120,8 +122,27 @@ def test_what_is_no_plain_data_is_refused_by_name(tmp_path, content, words):
 
 
 def test_a_folder_is_refused_by_name(tmp_path):
-    with pytest.raises(ValueError, match="it is a folder"):
+    with pytest.raises(ValueError, match="is no file but a folder"):
         read_yaml(str(tmp_path))
+
+
+def read_pipe(path):
+    os.mkfifo(path)
+    read_yaml(path)
+
+
+def test_a_pipe_or_device_is_refused_and_not_waited_for(tmp_path):
+    for outcome in (run_limited(read_pipe, str(tmp_path / "a.yaml"), seconds=10), run_limited(read_yaml, "/dev/zero")):
+        assert outcome.error.startswith("ValueError") and "is no file but a folder, pipe or device" in outcome.error
+
+
+def test_a_path_that_cannot_be_opened_is_refused_in_a_short_sentence(tmp_path):
+    (tmp_path / "link.yaml").symlink_to("link.yaml")
+    (tmp_path / "file.py").write_text("")
+    for name, reason in {"link.yaml": "symbolic links", "x" * 5000: "too long", "file.py/a.yaml": "ot a dir"}.items():
+        with pytest.raises(ValueError, match=f"cannot be read as settings: .*{reason}") as caught:
+            read_yaml(str(tmp_path / name))
+        assert len(str(caught.value)) < 600
 
 
 def test_damaged_configs_end_in_a_documented_refusal(tmp_path):

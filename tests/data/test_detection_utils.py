@@ -455,6 +455,16 @@ def test_proposals_move_are_filtered_and_bounded():
     assert proposals.image_size == (80, 120)
 
 
+def test_rotated_proposals_become_the_boxes_around_them():
+    record = {
+        "proposal_boxes": [[5.0, 4.0, 4.0, 2.0, 90.0]],
+        "proposal_bbox_mode": BoxMode.XYWHA_ABS,
+        "proposal_objectness_logits": [1.0],
+    }
+    utils.transform_proposals(record, SIZE, NOTHING, proposal_topk=2)
+    torch.testing.assert_close(record["proposals"].proposal_boxes.tensor, torch.tensor([[4.0, 2.0, 6.0, 6.0]]))
+
+
 def test_proposals_may_be_missing_or_wrong():
     record = {"file_name": "a.jpg"}
     utils.transform_proposals(record, SIZE, NOTHING, proposal_topk=2)

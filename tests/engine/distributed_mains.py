@@ -69,13 +69,25 @@ def train_ddp(folder, num_iters):
 
 
 def meet_a_bad_loss(folder):
-    """Both ranks should stop in the same iteration, knowing about it."""
-    np.random.seed(comm.get_rank())
-    trainer = toy_trainer(PoisonedPart(2))
+    """Both ranks should stop in the same iteration, knowing about it, whenever losses are looked at."""
+    for late in (False, True):
+        np.random.seed(comm.get_rank())
+        trainer = toy_trainer(PoisonedPart(2), async_write_metrics=late)
+        try:
+            trainer.train(0, 100)
+        except FloatingPointError as error:
+            Path(folder, f"{comm.get_rank()}_{late}.txt").write_text(f"{trainer.iter}\n{error}")
+
+
+def save_after_a_bad_loss(folder):
+    """Neither rank should have a state to save, also the one whose own losses are numbers."""
+    trainer = toy_trainer(PoisonedPart(2), async_write_metrics=True)
+    trainer.model = create_ddp_model(trainer.model)
+    trainer.register_hooks([CallbackHook(after_step=lambda trainer: trainer.state_dict())])
     try:
         trainer.train(0, 100)
     except FloatingPointError as error:
-        Path(folder, f"{comm.get_rank()}.txt").write_text(f"{trainer.iter}\n{error}")
+        Path(folder, f"{comm.get_rank()}_not_saved.txt").write_text(f"{trainer.iter}\n{error}")
 
 
 def gather_statistics(folder):
@@ -174,6 +186,7 @@ def run_all(folder):
     """All of the above that end well, as starting processes takes longest."""
     write_place(folder)
     meet_a_bad_loss(folder)
+    save_after_a_bad_loss(folder)
     write_metrics_of_different_models(folder)
     gather_statistics(folder)
     train_ddp(folder, 10)

@@ -1,11 +1,12 @@
-"""Flags and settings are told apart wherever they stand."""
+"""Flags and settings are told apart wherever they stand, and make a config."""
 
 import argparse
+import os
+import re
 
 import pytest
 
-from detlab.engine.command_line import SettingsParser
-from detlab.engine.defaults import default_argument_parser
+from detlab.engine.command_line import SettingsParser, config_from_args, default_argument_parser
 
 
 def parse(*words):
@@ -76,3 +77,47 @@ def test_the_words_of_the_program_are_taken_by_default(monkeypatch):
     parser = SettingsParser(formatter_class=argparse.RawDescriptionHelpFormatter, settings_help="the settings")
     assert parser.parse_args().opts == ["SEED", "3"]
     assert "the settings" in parser.format_help()
+
+
+# ------------------------------------------------------------------------------------------------ what the tools take
+
+
+def test_the_command_line_has_what_users_of_such_tools_know():
+    args = default_argument_parser().parse_args(
+        ["--config-file", "a.yaml", "--import", "x.py", "--import", "y", "--num-gpus", "2", "--resume", "SEED", "3"]
+    )
+    assert (args.config_file, args.imports, args.num_gpus, args.opts) == ("a.yaml", ["x.py", "y"], 2, ["SEED", "3"])
+    assert (args.resume, args.eval_only, args.num_machines, args.machine_rank) == (True, False, 1, 0)
+    assert args.dist_url == "auto"
+    assert "torchrun" in default_argument_parser().format_help()
+    assert "my epilog" in default_argument_parser("my epilog").format_help()
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--num-gpus", "-1"), ("--num-gpus", "two"), ("--num-machines", "0"), ("--machine-rank", "-2")]
+)
+def test_a_number_that_cannot_be_is_refused_by_the_command_line(arguments, capsys):
+    with pytest.raises(SystemExit):
+        default_argument_parser().parse_args(arguments)
+    option, value = arguments
+    assert re.search(rf"argument {option}: must be a whole number from \d on, got '{value}'", capsys.readouterr().err)
+
+
+def test_a_python_config_is_sent_to_the_program_that_takes_it(tmp_path):
+    (tmp_path / "model.py").write_text("model = dict()\n")
+    args = default_argument_parser().parse_args(["--config-file", str(tmp_path / "model.py")])
+    with pytest.raises(ValueError, match=r"lazyconfig_train_net\.py"):
+        config_from_args(args)
+
+
+def test_the_config_is_read_after_the_modules_and_frozen(tmp_path):
+    module = tmp_path / "early.py"
+    module.write_text("import os\nos.environ['EARLY_MODULE'] = 'loaded'\n")
+    file = tmp_path / "c.yaml"
+    file.write_text("SEED: 5\n")
+    parser = default_argument_parser()
+    cfg = config_from_args(
+        parser.parse_args(["--import", str(module), "--config-file", str(file), "SOLVER.MAX_ITER", "7"])
+    )
+    assert (cfg.SEED, cfg.SOLVER.MAX_ITER, cfg.is_frozen()) == (5, 7, True)
+    assert os.environ.pop("EARLY_MODULE") == "loaded"

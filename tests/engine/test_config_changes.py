@@ -9,8 +9,7 @@ import torch
 from detlab.config.config import get_cfg
 from detlab.engine.config_changes import Change, changed_settings, changes_results
 from detlab.engine.defaults import DefaultTrainer
-from tests.engine.test_defaults import ToyTrainer, toy_cfg
-from tests.engine.toys import ToyModel
+from tests.engine.toys import ToyModel, ToyTrainer, toy_cfg
 
 
 class WideTrainer(ToyTrainer):

@@ -90,13 +90,20 @@ def test_two_processes_with_half_the_batch_train_like_one(two_processes, tmp_pat
     assert two["losses"] == pytest.approx(one["losses"], rel=1e-5)
 
 
-def test_all_ranks_stop_together_at_a_loss_that_is_not_finite(two_processes):
+@pytest.mark.parametrize(("late", "stops_in"), [(False, 2), (True, 3)])
+def test_all_ranks_stop_together_at_a_loss_that_is_not_finite(two_processes, late, stops_in):
     for rank in range(2):
-        text = (two_processes / f"{rank}.txt").read_text()
-        assert text.startswith("2\n")
+        text = (two_processes / f"{rank}_{late}.txt").read_text()
+        assert text.startswith(f"{stops_in}\na loss is not finite in iteration 2")
         assert "rank 0: losses: loss_a = nan" in text
         assert "images of the batch of rank 0: 2_0.jpg, 2_1.jpg" in text
         assert "2_2.jpg" not in text
+
+
+def test_a_rank_whose_losses_are_numbers_saves_nothing_after_a_bad_loss_of_another(two_processes):
+    bad, good = ((two_processes / f"{rank}_not_saved.txt").read_text() for rank in range(2))
+    assert bad.startswith("2\na loss is not finite in iteration 2")
+    assert good.startswith("2\nnothing is saved: a loss of another rank was not finite")
 
 
 def test_losses_are_averaged_also_when_ranks_have_others_or_many(two_processes):

@@ -26,7 +26,7 @@ from detlab.engine.run_lock import (
 )
 from detlab.engine.train_loop import HookBase
 from detlab.utils.logger import setup_logger
-from tests.engine.test_defaults import ToyTrainer, toy_cfg
+from tests.engine.toys import ToyTrainer, toy_cfg
 
 HOLD = r"""
 import os, sys, time

@@ -14,8 +14,7 @@ from detlab.data.catalog import DatasetCatalog, MetadataCatalog
 from detlab.engine.defaults import DefaultTrainer, evaluate_only
 from detlab.engine.test_plan import check_test_side, config_for_evaluation, warn_of_weights_that_are_not_finite
 from detlab.evaluation.evaluator import DatasetEvaluator
-from tests.engine.test_defaults import ToyTrainer, toy_cfg
-from tests.engine.toys import ToyLoader, ToyModel
+from tests.engine.toys import ToyLoader, ToyModel, ToyTrainer, toy_cfg
 
 
 class CountImages(DatasetEvaluator):
@@ -231,7 +230,7 @@ def test_looking_at_the_test_side_draws_no_random_numbers(tmp_path, registered):
         trainer = trainer_class(plan_cfg(tmp_path, "SOLVER.MAX_ITER", 1, *options))
         np.random.seed(5), random.seed(5), torch.manual_seed(5)
         trainer.train()
-        seeds.append(trainer._trainer._step_seed)
+        seeds.append(trainer._one_step.seed)
     assert seeds[0] == seeds[1]
 
 

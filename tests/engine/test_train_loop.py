@@ -12,8 +12,9 @@ import torch
 from torch import nn
 from torch.utils.data import SequentialSampler
 
+from detlab.checkpoint.detection_checkpoint import DetectionCheckpointer
 from detlab.data.build import build_batch_data_loader
-from detlab.engine.hooks import LRScheduler
+from detlab.engine.hooks import LRScheduler, PeriodicCheckpointer
 from detlab.engine.train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
 from detlab.utils.events import EventStorage
 from tests.engine.toys import Poisoned, ToyLoader, toy_trainer, weights
@@ -299,6 +300,39 @@ def test_options_do_not_change_the_result(options):
 
 
 @pytest.mark.parametrize("options", [{}, {"gather_metric_period": 3}, {"async_write_metrics": True}])
+@pytest.mark.parametrize("overridden", ["_write_metrics", "write_metrics"])
+def test_metrics_that_a_subclass_writes_its_own_way_are_those_of_every_step(options, overridden):
+    class Own(SimpleTrainer):
+        calls = []
+
+    def write_metrics(loss_dict, data_time, cur_iter, prefix=""):
+        Own.calls.append((cur_iter, sorted(loss_dict)))
+
+    def _write_metrics(self, loss_dict, data_time, prefix="", iter=None):
+        write_metrics(loss_dict, data_time, self.iter if iter is None else iter)
+
+    setattr(Own, overridden, staticmethod(write_metrics) if overridden == "write_metrics" else _write_metrics)
+    trainer = toy_trainer(trainer_class=Own, **options)
+    trainer.train(0, 6)
+    is_due = range(2, 6, 3) if overridden == "write_metrics" and "gather_metric_period" in options else range(6)
+    assert Own.calls == [(iteration, ["loss_a", "loss_b"]) for iteration in is_due]
+    assert "loss_a" not in trainer.storage.latest()
+
+
+def test_metrics_of_a_step_are_written_by_an_override_that_takes_no_iteration():
+    class Own(SimpleTrainer):
+        calls = []
+
+        def _write_metrics(self, loss_dict, data_time, prefix=""):
+            self.calls.append(self.iter)
+            super()._write_metrics(loss_dict, data_time, prefix)
+
+    trainer = toy_trainer(trainer_class=Own)
+    trainer.train(0, 3)
+    assert Own.calls == [0, 1, 2] == [iteration for _, iteration in trainer.storage.history("loss_a").values()]
+
+
+@pytest.mark.parametrize("options", [{}, {"gather_metric_period": 3}, {"async_write_metrics": True}])
 def test_every_loss_is_written_with_its_iteration(options):
     trainer = toy_trainer(**options)
     trainer.train(0, 7)
@@ -417,6 +451,33 @@ def test_a_trainer_without_a_loader_says_so_before_any_step():
         trainer.train(0, 1)
 
 
+@pytest.mark.parametrize("has_own_step", [False, True])
+def test_a_subclass_that_skips_the_constructor_and_sets_everything_itself_trains(has_own_step):
+    class Own(SimpleTrainer):
+        def __init__(self, model, data_loader, optimizer):
+            super(SimpleTrainer, self).__init__()
+            model.train()
+            self.model = model
+            self.data_loader = data_loader
+            self.optimizer = optimizer
+
+        def run_step(self):
+            if not has_own_step:
+                return super().run_step()
+            losses = self.model(next(self._data_loader_iter))
+            self.optimizer.zero_grad()
+            sum(losses.values()).backward()
+            self._write_metrics(losses, 0.0)
+            self.optimizer.step()
+
+    trainer = toy_trainer(trainer_class=Own)
+    before = weights(trainer)
+    trainer.train(0, 3)
+    assert [iteration for _, iteration in trainer.storage.history("loss_a").values()] == [0, 1, 2]
+    assert not torch.equal(weights(trainer), before)
+    assert toy_trainer(trainer_class=Own)._one_step is not trainer._one_step
+
+
 @pytest.mark.parametrize("period", [1, 2])
 def test_metrics_of_a_step_of_ones_own_are_written_when_it_is_time(period):
     class OwnStep(SimpleTrainer):
@@ -488,42 +549,54 @@ def test_the_seed_of_a_step_differs_between_iterations():
 # ----------------------------------------------------------------------------------------------- losses not finite
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_update_and_tells_everything():
-    trainer = toy_trainer(Poisoned(2))
+LOOKS = [
+    ({}, 2),
+    ({"async_write_metrics": True}, 3),
+    ({"gather_metric_period": 5}, 4),
+    ({"gather_metric_period": 5, "async_write_metrics": True}, 4),
+]
+
+
+@pytest.mark.parametrize("trainer_class", [SimpleTrainer, AMPTrainer])
+@pytest.mark.parametrize(("options", "stops_in"), LOOKS)
+def test_a_loss_that_is_not_finite_stops_training_and_tells_everything(trainer_class, options, stops_in):
+    trainer = toy_trainer(Poisoned(2), trainer_class, **options)
     with pytest.raises(FloatingPointError) as caught:
-        trainer.train(0, 5)
+        trainer.train(0, 10)
     message = str(caught.value)
     for part in ("iteration 2", "loss_a = nan", "loss_b = nan", "learning rate: 0.1", "2_0.jpg", "2_1.jpg"):
         assert part in message
-    assert trainer.iter == 2
+    assert trainer.iter == stops_in
+
+
+@pytest.mark.parametrize("options", [{}, {"async_write_metrics": False}])
+def test_a_loss_that_is_looked_at_in_its_step_stops_before_the_update(options):
+    trainer = toy_trainer(Poisoned(2), **options)
+    with pytest.raises(FloatingPointError):
+        trainer.train(0, 5)
     assert weights(trainer).isfinite().all()
 
 
-@pytest.mark.parametrize(
-    ("options", "stops_in"), [({"gather_metric_period": 5}, 4), ({"async_write_metrics": True}, 3)]
-)
-def test_when_losses_are_looked_at_later_the_message_is_still_of_the_first_bad_step(options, stops_in):
-    trainer = toy_trainer(Poisoned(2), **options)
-    with pytest.raises(FloatingPointError, match=r"iteration 2(?s:.*)2_1\.jpg"):
-        trainer.train(0, 10)
-    assert trainer.iter == stops_in
+@pytest.mark.parametrize("trainer_class", [SimpleTrainer, AMPTrainer])
+@pytest.mark.parametrize("options", [options for options, _ in LOOKS])
+@pytest.mark.parametrize("bad_iteration", [2, 6])
+def test_no_spoilt_checkpoint_is_left(tmp_path, trainer_class, options, bad_iteration):
+    trainer = toy_trainer(Poisoned(bad_iteration), trainer_class, **options)
+    checkpointer = DetectionCheckpointer(trainer.model, str(tmp_path), trainer=trainer)
+    trainer.register_hooks([PeriodicCheckpointer(checkpointer, 1)])
+    with pytest.raises(FloatingPointError, match=rf"iteration {bad_iteration}(?s:.*){bad_iteration}_1\.jpg"):
+        trainer.train(0, 7)
+    assert sorted(path.name for path in tmp_path.glob("*.pth")) == [f"model_{i:07d}.pth" for i in range(bad_iteration)]
+    resumed = toy_trainer(trainer_class=trainer_class)
+    checkpointer = DetectionCheckpointer(resumed.model, str(tmp_path), trainer=resumed)
+    checkpointer.resume_or_load("", resume=True)
+    assert resumed.iter == bad_iteration - 1
+    assert weights(resumed).isfinite().all()
 
 
 def test_a_bad_last_step_is_found_when_losses_are_looked_at_later():
     with pytest.raises(FloatingPointError, match="iteration 4"):
         toy_trainer(Poisoned(4), async_write_metrics=True).train(0, 5)
-
-
-def test_nothing_is_saved_after_a_bad_step_that_was_not_looked_at():
-    trainer = toy_trainer(Poisoned(0), gather_metric_period=5)
-
-    class Save(HookBase):
-        def after_step(self):
-            self.trainer.state_dict()
-
-    trainer.register_hooks([Save()])
-    with pytest.raises(FloatingPointError, match="iteration 0"):
-        trainer.train(0, 5)
 
 
 # ------------------------------------------------------------------------------------------------- mixed precision

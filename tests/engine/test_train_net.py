@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from detlab.data.datasets.shapes import generate_shapes
-from detlab.engine import defaults
+from detlab.engine import trainer
 from detlab.engine.defaults import default_argument_parser
 from detlab.engine.hooks import EVALUATION_HOOK_REGISTRY, HOOK_REGISTRY
 from detlab.engine.launch import launch_from_args
@@ -164,7 +164,7 @@ def test_an_evaluation_that_was_killed_is_made_up_for_and_changes_no_weight(comm
 
     run("whole")
     with monkeypatch.context() as patch:
-        patch.setattr(defaults, "inference_on_dataset", _killed)
+        patch.setattr(trainer, "inference_on_dataset", _killed)
         with pytest.raises(KilledError):
             run("killed")
     assert (tmp_path / "killed" / "last_checkpoint").read_text() == "model_0000003.pth"
@@ -175,7 +175,7 @@ def test_an_evaluation_that_was_killed_is_made_up_for_and_changes_no_weight(comm
 
     metrics = (tmp_path / "killed" / "metrics.json").read_text()
     with monkeypatch.context() as patch:
-        patch.setattr(defaults, "inference_on_dataset", _killed)
+        patch.setattr(trainer, "inference_on_dataset", _killed)
         # It is finished, and has its results.
         assert json.dumps(run("killed", "--resume")) == json.dumps(results)
         (tmp_path / "killed" / "last_evaluation.json").unlink()

@@ -3,7 +3,9 @@
 import torch
 from torch import nn
 
+from detlab.config.config import get_cfg
 from detlab.engine.train_loop import SimpleTrainer
+from detlab.engine.trainer import DefaultTrainer
 
 
 class ToyModel(nn.Module):
@@ -74,3 +76,32 @@ def toy_trainer(loader=None, trainer_class=SimpleTrainer, seed=0, **kwargs):
 def weights(trainer):
     """A copy of all weights in one vector."""
     return nn.utils.parameters_to_vector(trainer.model.parameters()).detach().clone()
+
+
+class ToyTrainer(DefaultTrainer):
+    """Everything of the default trainer but model and data."""
+
+    results = {"bbox": {"AP": 1.0}}
+
+    @classmethod
+    def build_model(cls, cfg):
+        torch.manual_seed(0)
+        return ToyModel()
+
+    @classmethod
+    def build_train_loader(cls, cfg):
+        return ToyLoader(seed=3)
+
+    @classmethod
+    def test(cls, cfg, model, evaluators=None):
+        return cls.results
+
+
+def toy_cfg(tmp_path, *options):
+    cfg = get_cfg()
+    cfg.merge_from_list(
+        ["OUTPUT_DIR", str(tmp_path), "SOLVER.MAX_ITER", 6, "SOLVER.STEPS", "(4,)", "MODEL.DEVICE", "cpu",
+         "SOLVER.CHECKPOINT_PERIOD", 2, "SOLVER.WARMUP_ITERS", 2, *options]
+    )  # fmt: skip
+    cfg.freeze()
+    return cfg

@@ -17,12 +17,14 @@ from detlab.utils.file_io import (
     RedirectHandler,
     is_running,
     locked,
+    open_bytes,
     open_text,
     read_json,
     read_text,
     write_atomically,
     write_json,
 )
+from tests.limits import run_limited
 
 WRITE_SLOWLY = """
 import sys, time
@@ -217,3 +219,22 @@ def test_a_folder_or_pipe_in_place_of_a_file_is_refused_before_anything_is_writt
         with pytest.raises(ValueError, match=rf"{name} shall be written as a file.*move it away"):
             AppendedText(path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "pipe"]
+
+
+def read_pipe(read, path):
+    os.mkfifo(path)
+    read(path)
+
+
+@pytest.mark.parametrize("read", [open_bytes, open_text, read_text, read_json])
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path, read):
+    outcome = run_limited(read_pipe, read, str(tmp_path / "pipe"), seconds=10)
+    assert outcome.error.startswith("ValueError") and "pipe is no file but a folder, pipe or device" in outcome.error
+
+
+def test_bytes_are_read_and_what_is_missing_is_named(tmp_path):
+    (tmp_path / "a").write_bytes(b"\xff\0")
+    with open_bytes(str(tmp_path / "a")) as stream:
+        assert stream.read() == b"\xff\0"
+    with pytest.raises(FileNotFoundError, match="gone"):
+        open_bytes(str(tmp_path / "gone"))

@@ -6,7 +6,7 @@ import sys
 import pytest
 from fvcore.common.registry import Registry as FvcoreRegistry
 
-from detlab.utils.registry import Registry, locate, qualified_name
+from detlab.utils.registry import Registry, is_registered, locate, qualified_name
 
 
 @pytest.fixture
@@ -114,3 +114,14 @@ def test_the_error_of_a_broken_module_is_not_hidden(tmp_path, monkeypatch):
     with pytest.raises(ModuleNotFoundError, match="a_package_that_is_not_there"):
         locate("broken_module_for_locate.Thing")
     assert "broken_module_for_locate" not in sys.modules
+
+
+def test_whether_something_is_registered_is_asked_by_its_qualified_name():
+    registry = Registry("PARTS_THAT_ARE_ASKED_FOR")
+
+    @registry.register()
+    class Asked:
+        pass
+
+    assert is_registered(f"{__name__}.{Asked.__qualname__}")
+    assert not is_registered("Asked") and not is_registered(f"{__name__}.Other")

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from detlab.utils import user_modules
-from detlab.utils.user_modules import import_user_modules
+from detlab.utils.user_modules import import_user_modules, is_of_user_module
 
 
 @pytest.fixture(autouse=True)
@@ -150,3 +150,13 @@ def test_a_spawned_process_has_one_module_as_well(tmp_path, monkeypatch, order):
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert pool.map(module.Mapper(), [1]) == [2]
         assert pool.apply(_same_module_under_both_names, (stem, file))
+
+
+def test_names_below_what_was_imported_are_the_users(tmp_path, monkeypatch):
+    monkeypatch.setattr("detlab.utils.user_modules._imported", set())
+    monkeypatch.setattr("detlab.utils.user_modules._stems", set())
+    (module,) = import_user_modules([write(tmp_path / "own_parts.py", "class Part:\n    pass\n")])
+    import_user_modules(["xml.dom"])
+    assert is_of_user_module(f"{module.__name__}.Part") and is_of_user_module("xml.dom.minidom.parse")
+    assert not is_of_user_module("xml.sax.parse") and not is_of_user_module("xml.dom")
+    assert not is_of_user_module("own_parts.Part") and is_of_user_module("own_parts.Part", or_called_like_one=True)
