@@ -8,6 +8,10 @@ A config has these nodes: ``model``, ``optimizer``, ``lr_multiplier``, ``dataloa
 ``evaluator``), and ``train``, whose keys stand with their explanations in configs/common/train.py.
 """
 
+from detlab.utils.threads import wait_asleep
+
+wait_asleep()
+
 import os
 
 from detlab.checkpoint.detection_checkpoint import DetectionCheckpointer
@@ -20,7 +24,7 @@ from detlab.engine.launch import launch_from_args
 from detlab.engine.train_loop import AMPTrainer, SimpleTrainer
 from detlab.evaluation.evaluator import inference_on_dataset
 from detlab.evaluation.testing import print_csv_format
-from detlab.modeling.meta_arch.build import place_model
+from detlab.modeling.meta_arch.build import instantiate_model
 from detlab.utils import comm
 from detlab.utils.user_modules import import_user_modules
 
@@ -96,7 +100,7 @@ def main(args):
     """What every process runs."""
     cfg = read_config(args)
     default_setup(cfg, args)
-    model = place_model(instantiate(cfg.model), cfg.train.device)
+    model = instantiate_model(cfg)
     if not args.eval_only:
         return train(cfg, model, args.resume)
     DetectionCheckpointer(model, cfg.train.output_dir).resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
