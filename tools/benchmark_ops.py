@@ -12,6 +12,10 @@ without: each number that is needed read once, each number of the result written
 Shapes: N images, C channels, R regions, B boxes.
 """
 
+from detlab.utils.threads import wait_asleep
+
+wait_asleep()
+
 import argparse
 import re
 from collections.abc import Callable, Iterator

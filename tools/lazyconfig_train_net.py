@@ -11,6 +11,10 @@ A config in yaml, such as the config.yaml that a run saves, is data: it may name
 of torch, and what the modules given to --import define or register.
 """
 
+from detlab.utils.threads import wait_asleep
+
+wait_asleep()
+
 import os
 
 from detlab.checkpoint.detection_checkpoint import DetectionCheckpointer
@@ -23,7 +27,7 @@ from detlab.engine.launch import launch_from_args
 from detlab.engine.train_loop import AMPTrainer, SimpleTrainer
 from detlab.evaluation.evaluator import inference_on_dataset
 from detlab.evaluation.testing import print_csv_format
-from detlab.modeling.meta_arch.build import place_model
+from detlab.modeling.meta_arch.build import instantiate_model
 from detlab.utils import comm
 from detlab.utils.user_modules import import_user_modules
 
@@ -109,7 +113,7 @@ def main(args):
     """What every process runs."""
     cfg = read_config(args)
     default_setup(cfg, args)
-    model = place_model(instantiate(cfg.model), cfg.train.device)
+    model = instantiate_model(cfg)
     if not args.eval_only:
         return train(cfg, model, args.resume)
     DetectionCheckpointer(model, cfg.train.output_dir).resume_or_load(cfg.train.init_checkpoint, resume=args.resume)

@@ -7,6 +7,10 @@ scaling by SOLVER.REFERENCE_WORLD_SIZE, times of steps, the look at the test sid
 the comparison of the config with the one of the checkpoint and an evaluation that was killed.
 """
 
+from detlab.utils.threads import wait_asleep
+
+wait_asleep()
+
 import logging
 import math
 

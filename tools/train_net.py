@@ -8,6 +8,10 @@ Code of your own (data sets, models, hooks) comes in through ``--import``; see `
 derive from ``DefaultTrainer`` and use it as ``Trainer`` in a copy of this file.
 """
 
+from detlab.utils.threads import wait_asleep
+
+wait_asleep()
+
 from detlab.engine.defaults import (
     DefaultTrainer,
     config_from_args,

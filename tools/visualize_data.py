@@ -5,6 +5,10 @@ python tools/visualize_data.py --source annotation --output-dir drawn DATASETS.T
 python tools/visualize_data.py --source dataloader --config-file cfg.yaml --output-dir drawn --num 50
 """
 
+from detlab.utils.threads import wait_asleep
+
+wait_asleep()
+
 import argparse
 import itertools
 import os

@@ -5,6 +5,10 @@
         --dataset shapes_val --montage output/predictions.png --num 8
 """
 
+from detlab.utils.threads import wait_asleep
+
+wait_asleep()
+
 import argparse
 import os
 

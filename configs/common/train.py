@@ -14,6 +14,10 @@ train = {
     "eval_period": 5000,
     "log_period": 20,
     "device": "cuda",
+    # Of the weights and feature maps: "auto", "channels_last" or "contiguous"; see place_model.
+    "layout": "auto",
+    # "bfloat16" or "float16" runs the backbone in half precision, in training and inference; "" as the rest.
+    "backbone_dtype": "",
     # Negative draws a seed.
     "seed": -1,
     "cudnn_benchmark": False,

@@ -103,6 +103,7 @@ def _backbone() -> dict[str, Limit]:
         "MODEL.FPN.OUT_CHANNELS": _CHANNELS,
         "MODEL.FPN.NORM": _NORM,
         "MODEL.FPN.FUSE_TYPE": OneOf(("sum", "avg")),
+        "MODEL.BACKBONE.DTYPE": OneOf(("", "bfloat16", "float16")),
     }
 
 
@@ -326,6 +327,7 @@ LIMITS: dict[str, Limit] = {
     "OUTPUT_DIR": Text(words="a directory ('.' for the current one)"),
     "FLOAT32_PRECISION": OneOf(("", "highest", "high", "medium")),
     "MODEL.DEVICE": _DEVICE,
+    "MODEL.LAYOUT": OneOf(("auto", "channels_last", "contiguous")),
     "MODEL.PIXEL_MEAN": Each(Interval(), at_least=1),
     "MODEL.PIXEL_STD": Each(_ABOVE_0, at_least=1),
     **_anchors(),
@@ -468,6 +470,15 @@ def _device_computes(device: str) -> str:
     )
 
 
+def _half_precision_scales_its_gradients(backbone: str, amp: bool, precision: str, device: str) -> str:
+    if backbone != "float16" or (amp and (precision or ("bfloat16" if device == "cpu" else "float16")) == "float16"):
+        return ""
+    return (
+        "MODEL.BACKBONE.DTYPE 'float16' loses small gradients unless the loss is scaled, as SOLVER.AMP with float16 "
+        "does; set MODEL.BACKBONE.DTYPE bfloat16 to train"
+    )
+
+
 def _there_is_something_to_train(max_iter: int) -> str:
     if max_iter > 0:
         return ""
@@ -512,6 +523,12 @@ RULES: tuple[Rule, ...] = (
         ("MODEL.ROI_BOX_HEAD.USE_FED_LOSS", "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE"),
         "the federated loss needs sigmoids",
         _federated_loss_fits,
+        training=True,
+    ),
+    Rule(
+        ("MODEL.BACKBONE.DTYPE", "SOLVER.AMP.ENABLED", "SOLVER.AMP.PRECISION", "MODEL.DEVICE"),
+        "a backbone in float16 trains with the scaled loss of AMP in float16 only",
+        _half_precision_scales_its_gradients,
         training=True,
     ),
     Rule(("SOLVER.MAX_ITER",), "at least one iteration to train", _there_is_something_to_train, training=True),

@@ -279,6 +279,9 @@ MODEL: dict[str, Any] = {
     "DEVICE": "cuda",
     # Compile the training forward of a two-stage model with torch.compile: minutes at the start, faster steps after.
     "COMPILE": False,
+    # Memory layout of the weights, and so of the feature maps: "channels_last", "contiguous", or "auto": channels-last
+    # on a CPU, and on a GPU that computes in half precision. Results differ by rounding only.
+    "LAYOUT": "auto",
     # Initial weights: a path, a URL, "detectron2://..." (the reference's zoo) or "torchvision://..."; "" starts from
     # random numbers.
     "WEIGHTS": "",
@@ -294,6 +297,10 @@ MODEL: dict[str, Any] = {
         "NAME": "build_resnet_backbone",
         # 0 trains everything, 1 freezes the stem, 2 also res2, up to 5 for res4.
         "FREEZE_AT": 2,
+        # "bfloat16" or "float16" runs the backbone alone in half precision, in training and inference; its weights and
+        # the feature maps that it hands on stay float32. "" computes as the rest, see SOLVER.AMP. On a CPU it pays
+        # where there are instructions for the type (bfloat16: AVX512-BF16, AMX).
+        "DTYPE": "",
     },
     "RESNETS": RESNETS,
     "FPN": {

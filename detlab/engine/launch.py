@@ -25,6 +25,7 @@ import torch.multiprocessing as mp
 from detlab.engine.interruption import Signals, StoppedBySignal, stopping
 from detlab.utils import comm
 from detlab.utils.devices import device_kind
+from detlab.utils.threads import children_wait_asleep
 
 __all__ = ["DEFAULT_TIMEOUT", "launch", "launch_from_args"]
 
@@ -296,7 +297,8 @@ class _Children:
         if is_main_thread:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
-            self._context = mp.start_processes(_child, args, nprocs=num_processes, join=False, start_method="spawn")
+            with children_wait_asleep():
+                self._context = mp.start_processes(_child, args, nprocs=num_processes, join=False, start_method="spawn")
         finally:
             if is_main_thread:
                 signal.signal(signal.SIGINT, handler)

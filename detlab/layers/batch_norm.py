@@ -14,6 +14,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detlab.layers.memo import Memo
 from detlab.utils.comm import get_world_size
 
 __all__ = [
@@ -53,6 +54,7 @@ class FrozenBatchNorm2d(nn.Module):
         self.eps = eps
         for name, value in self._identity().items():
             self.register_buffer(name, value)
+        self._affine_map = Memo()
 
     def _identity(self) -> dict[str, Tensor]:
         size = self.num_features
@@ -64,7 +66,15 @@ class FrozenBatchNorm2d(nn.Module):
         }
 
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
-        """The layer as ``y = x * scale + shift``; each (C,), in the buffers' dtype."""
+        """The layer as ``y = x * scale + shift``; each (C,), in the buffers' dtype.
+
+        Computed when a buffer has changed (see :class:`Memo` for what counts as a change), so do not write into them.
+        """
+        buffers = (self.weight, self.bias, self.running_mean, self.running_var)
+        scale, shift = self._affine_map.get(buffers, self._compute_scale_and_shift, self.eps)
+        return scale, shift
+
+    def _compute_scale_and_shift(self) -> tuple[Tensor, Tensor]:
         scale = self.weight * torch.rsqrt(self.running_var + self.eps)
         return scale, torch.addcmul(self.bias, self.running_mean, scale, value=-1)
 
@@ -139,21 +149,38 @@ def _replace_modules(
     return root
 
 
-def fold_frozen_norm(weight: Tensor, bias: Tensor | None, norm: FrozenBatchNorm2d) -> tuple[Tensor, Tensor]:
+def fold_frozen_norm(
+    weight: Tensor,
+    bias: Tensor | None,
+    norm: FrozenBatchNorm2d,
+    memo: Memo | None = None,
+    constant_dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
     """The convolution that does the work of ``norm(conv(x))`` in one pass over the map.
-
-    Computed anew at each call, a few operations on small tensors: the buffers may be loaded or moved at any time.
 
     Args:
         weight: (C, ...) of the convolution.
         bias: (C,) of the convolution, or None.
+        memo: keeps the results while nothing has changed and no gradient is asked for.
+        constant_dtype: of results that are kept; None leaves the weight's.
 
     Returns:
         Weight and bias of the folded convolution; gradients reach ``weight`` and ``bias``.
     """
     scale, shift = norm.scale_and_shift()
-    folded_weight = weight * scale.view(-1, *[1] * (weight.dim() - 1))
-    return folded_weight, shift if bias is None else torch.addcmul(shift, bias, scale)
+
+    def fold() -> tuple[Tensor, Tensor]:
+        folded_weight = weight * scale.view(-1, *[1] * (weight.dim() - 1))
+        folded_bias = shift if bias is None else torch.addcmul(shift, bias, scale)
+        if constant_dtype is None or folded_weight.requires_grad:
+            return folded_weight, folded_bias
+        return folded_weight.to(constant_dtype), folded_bias.to(constant_dtype)
+
+    if memo is None:
+        return fold()
+    sources = (weight, scale, shift) if bias is None else (weight, bias, scale, shift)
+    folded_weight, folded_bias = memo.get(sources, fold, constant_dtype)
+    return folded_weight, folded_bias
 
 
 class _SumOverRanks(torch.autograd.Function):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
 from detlab.layers.batch_norm import FrozenBatchNorm2d, fold_frozen_norm
+from detlab.layers.memo import Memo
 
 __all__ = ["DeformConv", "ModulatedDeformConv"]
 
@@ -52,11 +53,18 @@ class _DeformableLayer(nn.Module):
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size))
         nn.init.kaiming_uniform_(self.weight, nonlinearity="relu")
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+        self._folded = Memo()
+
+    def _apply(self, fn, recurse=True):
+        # A model that moves away leaves nothing behind.
+        self._folded.forget()
+        return super()._apply(fn, recurse)
 
     def _convolve(self, x: Tensor, offset: Tensor, mask: Tensor | None) -> Tensor:
         # Exactly this class: a subclass may have a forward of its own, which folding would skip.
         if type(self.norm) is FrozenBatchNorm2d:
-            y = self._sample_and_sum(x, offset, mask, *fold_frozen_norm(self.weight, self.bias, self.norm))
+            folded = fold_frozen_norm(self.weight, self.bias, self.norm, self._folded)
+            y = self._sample_and_sum(x, offset, mask, *folded)
         else:
             y = self._sample_and_sum(x, offset, mask, self.weight, self.bias)
             y = y if self.norm is None else self.norm(y)

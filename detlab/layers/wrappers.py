@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detlab.layers.batch_norm import FrozenBatchNorm2d, fold_frozen_norm
+from detlab.layers.cpu_convolution import conv2d
+from detlab.layers.memo import Memo
 
 __all__ = [
     "BatchNorm2d",
@@ -38,7 +40,8 @@ class Conv2d(nn.Conv2d):
     """Convolution, then normalisation, then activation.
 
     A ``FrozenBatchNorm2d`` is folded into the weights, which saves a pass over the feature map; parameters and
-    buffers keep their names and gradients (``weight``, ``norm.weight``, ...).
+    buffers keep their names and gradients (``weight``, ``norm.weight``, ...). Where the weights are not trained, the
+    folded ones are kept until weights or norm change.
 
     Args:
         norm: a module applied to the output, or None.
@@ -56,17 +59,37 @@ class Conv2d(nn.Conv2d):
         super().__init__(*args, **kwargs)
         self.norm = norm
         self.activation = activation
+        self._folded = Memo()
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C', H', W')."""
         # Exactly this class: a subclass may have a forward of its own, which folding would skip.
         if type(self.norm) is FrozenBatchNorm2d:
-            weight, bias = fold_frozen_norm(self.weight, self.bias, self.norm)
+            dtype = _autocast_dtype(self.weight)
+            weight, bias = fold_frozen_norm(self.weight, self.bias, self.norm, self._folded, dtype)
             y = self._conv_forward(x, weight, bias)
         else:
             y = self._conv_forward(x, self.weight, self.bias)
             y = y if self.norm is None else self.norm(y)
         return y if self.activation is None else self.activation(y)
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self.padding_mode != "zeros":
+            return super()._conv_forward(input, weight, bias)
+        return conv2d(input, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def _apply(self, fn, recurse=True):
+        # A model that moves away leaves nothing behind.
+        self._folded.forget()
+        return super()._apply(fn, recurse)
+
+
+def _autocast_dtype(weight: Tensor) -> torch.dtype | None:
+    """What autocast makes of a convolution's weight, or None if it leaves it as it is."""
+    device_type = weight.device.type
+    if weight.dtype != torch.float32 or not torch.is_autocast_enabled(device_type):
+        return None
+    return torch.get_autocast_dtype(device_type)
 
 
 def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:

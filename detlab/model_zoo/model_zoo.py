@@ -11,10 +11,9 @@ import torch
 
 from detlab.checkpoint.detection_checkpoint import DetectionCheckpointer
 from detlab.config.config import CfgNode, get_cfg
-from detlab.config.instantiate import instantiate
 from detlab.config.lazy import LazyConfig
 from detlab.model_zoo.checkpoints import CHECKPOINT_SUFFIXES, URL_PREFIX
-from detlab.modeling.meta_arch.build import build_model, place_model
+from detlab.modeling.meta_arch.build import build_model, instantiate_model
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -100,7 +99,7 @@ def get(config_path: str, trained: bool = False, device: str | None = None) -> t
         model, weights = build_model(cfg), cfg.MODEL.WEIGHTS
     else:
         train = cfg.get("train", {})
-        model = place_model(instantiate(cfg.model), _pick_device(device, train.get("device", "cuda")))
+        model = instantiate_model(cfg, _pick_device(device, train.get("device", "cuda")))
         weights = train.get("init_checkpoint", "")
     DetectionCheckpointer(model).load(weights)
     return model

@@ -19,8 +19,12 @@ _TRAINING_ONLY = frozenset({
 })  # fmt: skip
 
 
-def check_tensor_form(model: nn.Module) -> None:
+def check_tensor_form(model: nn.Module, in_training: bool = False) -> None:
     """Refuse a model that is no function of padded tensors.
+
+    Args:
+        model: with the parts that it calls.
+        in_training: also look at what only training calls.
 
     Raises:
         TypeError: a part of it does not take padded batches; says which.
@@ -31,7 +35,7 @@ def check_tensor_form(model: nn.Module) -> None:
         for part, method in stages
         if _lacks_tensor_form(getattr(model, part, None), method)
     ]
-    found += [name for part in model.modules() for name in _overrides_without_tensor_form(part)]
+    found += [name for part in model.modules() for name in _overrides_without_tensor_form(part, in_training)]
     if found:
         raise TypeError(
             f"{', '.join(dict.fromkeys(found))} takes lists of Instances, whose lengths a compiled or exported model "
@@ -47,11 +51,11 @@ def _lacks_tensor_form(part: nn.Module | None, method: str) -> bool:
     return part is not None and not takes_padded(getattr(type(part), method))
 
 
-def _overrides_without_tensor_form(part: nn.Module) -> Iterator[str]:
-    """The methods of a class that override one which takes padded batches in inference, and do not themselves."""
+def _overrides_without_tensor_form(part: nn.Module, in_training: bool) -> Iterator[str]:
+    """The methods of a class that override one which takes padded batches, and do not themselves."""
     for parent in type(part).__mro__[1:]:
         for name, method in vars(parent).items():
-            if name in _TRAINING_ONLY:
+            if name in _TRAINING_ONLY and not in_training:
                 continue
             if callable(method) and takes_padded(method) and not takes_padded(getattr(type(part), name)):
                 yield _named(part, name)

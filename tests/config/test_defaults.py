@@ -25,7 +25,13 @@ def as_lists(value):
 
 
 # Keys of our own, beside the recorded ones.
-NEW_KEYS = {"DATALOADER.RANDOM_SUBSET_RATIO": 1.0, "SOLVER.OPTIMIZER": "SGD", "SOLVER.AMP.PRECISION": ""}
+NEW_KEYS = {
+    "DATALOADER.RANDOM_SUBSET_RATIO": 1.0,
+    "MODEL.BACKBONE.DTYPE": "",
+    "MODEL.LAYOUT": "auto",
+    "SOLVER.OPTIMIZER": "SGD",
+    "SOLVER.AMP.PRECISION": "",
+}
 
 
 def test_every_key_and_default_is_the_recorded_one(shared_dir):

@@ -30,6 +30,7 @@ def write_place(folder):
         "local_size": comm.get_local_size(),
         "backend": dist.get_backend(),
         "sum": sum(comm.all_gather(comm.get_rank() + 1)),
+        "wait_policy": os.environ.get("OMP_WAIT_POLICY"),
     }
     Path(folder, f"{comm.get_rank()}.json").write_text(json.dumps(place))
 

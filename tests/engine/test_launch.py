@@ -61,6 +61,8 @@ def two_processes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
+        for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
+            patch.delenv(name, raising=False)
         launch(mains.run_all, 2, args=(str(folder),), device="cpu")
     return folder
 
@@ -68,7 +70,9 @@ def two_processes(tmp_path_factory):
 def test_two_processes_know_their_places(two_processes):
     for rank in range(2):
         place = json.loads((two_processes / f"{rank}.json").read_text())
+        policy = place.pop("wait_policy")
         assert place == {"world": 2, "local_rank": rank, "local_size": 2, "backend": "gloo", "sum": 3}
+        assert policy == "PASSIVE", "threads of processes that share the cores must not spin"
 
 
 def test_a_process_that_fails_takes_the_others_down_and_its_traceback_comes_here(tmp_path, monkeypatch):

@@ -41,6 +41,31 @@ class TestFrozenBatchNorm:
         x = torch.randn(2, 5, 4, 3)
         torch.testing.assert_close(frozen(x), live(x))
 
+    def test_scale_and_shift_are_computed_once(self):
+        norm = random_frozen(3)
+        assert all(a is b for a, b in zip(norm.scale_and_shift(), norm.scale_and_shift()))
+
+    @pytest.mark.parametrize("name", ["weight", "bias", "running_mean", "running_var"])
+    def test_each_buffer_that_changes_counts(self, name):
+        norm = random_frozen(3)
+        x = torch.randn(1, 3, 2, 2, dtype=torch.float64)
+        before = norm(x)
+        getattr(norm, name).add_(1.0)
+        after = norm(x)
+        assert not torch.allclose(after, before)
+        torch.testing.assert_close(after, copy.deepcopy(norm)(x))
+
+    def test_statistics_that_another_rank_sends_count(self, tmp_path):
+        norm = random_frozen(3)
+        before = norm.scale_and_shift()[0]
+        dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+        try:
+            buffers = list(norm.buffers())
+            dist._broadcast_coalesced(dist.group.WORLD, buffers, 1 << 20, 0)
+            assert norm.scale_and_shift()[0] is not before
+        finally:
+            dist.destroy_process_group()
+
     def test_a_fresh_layer_is_the_identity(self):
         x = torch.randn(2, 3, 4, 4)
         torch.testing.assert_close(FrozenBatchNorm2d(3)(x), x)

@@ -1,9 +1,12 @@
 """Convolution with norm and activation, and the small functions."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from detlab.layers.batch_norm import FrozenBatchNorm2d, get_norm
 from detlab.layers.wrappers import (
@@ -34,6 +37,26 @@ def unfused(conv, x):
     return F.relu(y) if conv.activation is not None else y
 
 
+def unfused_with(conv, given, x):
+    other = copy.deepcopy(conv)
+    other.load_state_dict({**conv.state_dict(), **given})
+    return unfused(other, x)
+
+
+def operators_of(call):
+    """Names of the operators that a call runs, in order."""
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            names.append(func._schema.name)
+            return func(*args, **(kwargs or {}))
+
+    names = []
+    with Record():
+        call()
+    return names
+
+
 class TestConv2d:
     @pytest.mark.parametrize("bias", [False, True])
     @pytest.mark.parametrize("activation", [None, F.relu_])
@@ -62,6 +85,83 @@ class TestConv2d:
         conv.norm.weight.mul_(2)
         assert not torch.allclose(conv(x), before)
         torch.testing.assert_close(conv(x), unfused(conv, x))
+
+    def test_the_folded_weight_is_computed_once_in_inference(self):
+        conv = frozen_conv(bias=True)
+        x = torch.randn(1, 3, 4, 4).double()
+        with torch.no_grad():
+            expected = conv(x)
+            assert operators_of(lambda: conv(x)) == ["aten::convolution"]
+            assert torch.equal(conv(x), expected)
+
+    def test_in_training_only_the_product_with_the_scale_is_left(self):
+        conv = frozen_conv(bias=False)
+        x = torch.randn(1, 3, 4, 4).double()
+        conv(x)
+        assert operators_of(lambda: conv(x)) == ["aten::view", "aten::mul", "aten::convolution"]
+
+    def test_weights_that_an_optimizer_has_changed_count_in_the_next_inference(self):
+        conv = frozen_conv(bias=True)
+        x = torch.randn(1, 3, 4, 4).double()
+        optimizer = torch.optim.SGD(conv.parameters(), lr=0.1)
+        for _ in range(2):
+            with torch.no_grad():
+                torch.testing.assert_close(conv(x), unfused(conv, x))
+            optimizer.zero_grad()
+            conv(x).square().sum().backward()
+            optimizer.step()
+
+    def test_weights_loaded_moved_or_replaced_count(self):
+        conv = frozen_conv(bias=True)
+        x = torch.randn(1, 3, 4, 4).double()
+        other = frozen_conv(bias=True)
+        with torch.no_grad():
+            conv(x)
+            conv.load_state_dict(other.state_dict())
+            torch.testing.assert_close(conv(x), other(x))
+            conv.norm.running_mean = conv.norm.running_mean + 1
+            torch.testing.assert_close(conv(x), unfused(conv, x))
+            assert conv.float()(x.float()).dtype == torch.float32
+            assert copy.deepcopy(conv)(x.float()).equal(conv(x.float()))
+
+    def test_a_model_that_moves_leaves_no_folded_weights_behind(self):
+        conv = frozen_conv(bias=False)
+        with torch.no_grad():
+            conv(torch.randn(1, 3, 4, 4).double())
+        assert conv._folded._kept is not None
+        conv.to("meta")
+        assert conv._folded._kept is None
+
+    def test_autocast_and_full_precision_take_turns(self):
+        conv = frozen_conv(bias=True).float()
+        x = torch.randn(1, 3, 6, 6)
+        with torch.no_grad():
+            exact = conv(x)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                half = conv(x)
+                assert "aten::mul" not in operators_of(lambda: conv(x))
+            assert half.dtype == torch.bfloat16
+            assert torch.equal(conv(x), exact)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(conv(x), half), "kept weights are those that autocast makes"
+
+    def test_a_training_step_after_inference_mode_works(self):
+        conv = frozen_conv(bias=False)
+        x = torch.randn(1, 3, 4, 4).double()
+        with torch.inference_mode():
+            conv(x)
+        conv(x).sum().backward()
+        assert conv.weight.grad is not None
+
+    def test_functional_call_takes_the_tensors_that_it_is_given(self):
+        conv = frozen_conv(bias=False)
+        x = torch.randn(1, 3, 4, 4).double()
+        with torch.no_grad():
+            conv(x)
+            for factor in (2.0, 3.0, 5.0):
+                given = {"norm.weight": torch.full((4,), factor).double(), "norm.bias": torch.zeros(4).double()}
+                scaled = torch.func.functional_call(conv, given, (x,))
+                torch.testing.assert_close(scaled, unfused_with(conv, given, x))
 
     def test_state_names_are_those_of_conv_and_norm(self):
         assert list(frozen_conv(bias=True).state_dict()) == [

@@ -1,6 +1,7 @@
 import pytest
 from torch import nn
 
+from detlab.export import FixedSizeRCNN
 from detlab.modeling import build_model
 from detlab.modeling.proposal_generator import RPN
 from detlab.modeling.roi_heads import FastRCNNOutputLayers, MaskRCNNConvUpsampleHead, StandardROIHeads
@@ -80,6 +81,17 @@ def test_what_serves_training_alone_or_knows_nothing_of_images_may_be_overridden
     check(model, kind, forwards(kind, name))
 
 
+@pytest.mark.parametrize(("kind", "name"), [(RPN, "losses"), (StandardROIHeads, "label_and_sample_proposals")])
+def test_what_serves_training_alone_is_refused_where_training_is_to_be_compiled(model, kind, name):
+    part = PARTS[kind](model)
+    part.__class__ = forwards(kind, name)
+    try:
+        with pytest.raises(TypeError, match=rf"My{kind.__name__}\.{name}"):
+            check_tensor_form(model, in_training=True)
+    finally:
+        part.__class__ = kind
+
+
 def test_an_override_that_is_marked_is_accepted(model):
     class Layers(FastRCNNOutputLayers):
         @padded
@@ -89,10 +101,10 @@ def test_an_override_that_is_marked_is_accepted(model):
     check(model, FastRCNNOutputLayers, Layers)
 
 
-def test_models_without_a_core_or_without_proposals_are_refused_in_words(model):
+def test_models_without_a_core_or_without_proposals_are_refused_in_words():
     with pytest.raises(TypeError, match="Linear has no tensor core"):
-        check_tensor_form(nn.Linear(1, 1))
+        FixedSizeRCNN(nn.Linear(1, 1))
     cfg = tiny_config()
     cfg.MODEL.PROPOSAL_GENERATOR.NAME = "PrecomputedProposals"
     with pytest.raises(TypeError, match="needs a proposal generator"):
-        check_tensor_form(build_model(cfg))
+        FixedSizeRCNN(build_model(cfg))

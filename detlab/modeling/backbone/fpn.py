@@ -147,8 +147,8 @@ class LastLevelP6P7(nn.Module):
         super().__init__()
         self.num_levels = 2
         self.in_feature = in_feature
-        self.p6 = nn.Conv2d(in_channels, out_channels, 3, 2, 1)
-        self.p7 = nn.Conv2d(out_channels, out_channels, 3, 2, 1)
+        self.p6 = Conv2d(in_channels, out_channels, 3, 2, 1)
+        self.p7 = Conv2d(out_channels, out_channels, 3, 2, 1)
         xavier_uniform_fan_in(self.p6)
         xavier_uniform_fan_in(self.p7)
 

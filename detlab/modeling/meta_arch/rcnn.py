@@ -117,7 +117,7 @@ class GeneralizedRCNN(ImageModel):
         self.roi_heads = roi_heads
         self.compile_training = compile_training
         if compile_training:
-            check_tensor_form(self)
+            check_tensor_form(self, in_training=True)
         self.input_format = input_format
         self.vis_period = vis_period
         if vis_period > 0 and input_format is None:

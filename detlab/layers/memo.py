@@ -1,0 +1,87 @@
+"""Values made of a module's tensors, kept until the tensors change."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Memo"]
+
+
+class _Kept(NamedTuple):
+    sources: tuple[weakref.ref[Tensor], ...]
+    # Of each source: where it lies and how often it was written to.
+    state: tuple[tuple[int, int], ...]
+    context: Hashable
+    values: tuple[Tensor, ...]
+
+
+class Memo:
+    """Tensors computed from others that rarely change, such as the buffers of a module, and anew when they have.
+
+    A change is another tensor in the place of a source, another storage, or a write in place, by the version that
+    autograd counts. A write through ``.data`` or numpy is not counted; :meth:`forget` is for those who do that.
+
+    Nothing is kept of sources that take part in a gradient, and nothing where a stale value could stay behind: while a
+    graph is compiled or captured, of sources without a version (made in inference mode), of tensors of other kinds
+    (fake, distributed). Copies and pickles of a memo are empty.
+    """
+
+    def __init__(self) -> None:
+        self._kept: _Kept | None = None
+
+    def get(
+        self, sources: tuple[Tensor, ...], make: Callable[[], tuple[Tensor, ...]], context: Hashable = None
+    ) -> tuple[Tensor, ...]:
+        """``make()``, or what it gave when it was called last.
+
+        Args:
+            sources: all tensors that ``make`` reads.
+            make: its values may depend on the sources and on ``context`` alone.
+            context: what the values depend on beside the sources.
+        """
+        if torch.compiler.is_compiling():
+            return make()
+        if torch.is_grad_enabled() and any(source.requires_grad for source in sources):
+            self._kept = None
+            return make()
+        kept = self._kept
+        if kept is not None and kept.context == context and len(kept.sources) == len(sources):
+            for ref, state, source in zip(kept.sources, kept.state, sources):
+                if ref() is not source or state != (source.data_ptr(), source._version):
+                    break
+            else:
+                return kept.values
+        return self._make(sources, make, context)
+
+    def _make(
+        self, sources: tuple[Tensor, ...], make: Callable[[], tuple[Tensor, ...]], context: Hashable
+    ) -> tuple[Tensor, ...]:
+        self._kept = None
+        # Values made in inference mode could not take part in a later training step.
+        with torch.inference_mode(False), torch.no_grad():
+            values = make()
+        if all(map(_counts_versions, sources)) and all(type(value) is Tensor for value in values):
+            state = tuple((source.data_ptr(), source._version) for source in sources)
+            self._kept = _Kept(tuple(map(weakref.ref, sources)), state, context, values)
+        return values
+
+    def forget(self) -> None:
+        """Compute the values anew at the next call."""
+        self._kept = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Memo:
+        return Memo()
+
+    def __reduce__(self) -> tuple[type[Memo], tuple[()]]:
+        return Memo, ()
+
+
+def _counts_versions(source: Tensor) -> bool:
+    if type(source) not in (Tensor, nn.Parameter) or source.is_inference():
+        return False
+    return not (source.is_cuda and torch.cuda.is_current_stream_capturing())
