@@ -327,6 +327,7 @@ LIMITS: dict[str, Limit] = {
     "OUTPUT_DIR": Text(words="a directory ('.' for the current one)"),
     "FLOAT32_PRECISION": OneOf(("", "highest", "high", "medium")),
     "MODEL.DEVICE": _DEVICE,
+    "MODEL.COMPILE": _FLAG,
     "MODEL.LAYOUT": OneOf(("auto", "channels_last", "contiguous")),
     "MODEL.PIXEL_MEAN": Each(Interval(), at_least=1),
     "MODEL.PIXEL_STD": Each(_ABOVE_0, at_least=1),

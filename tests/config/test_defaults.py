@@ -28,6 +28,7 @@ def as_lists(value):
 NEW_KEYS = {
     "DATALOADER.RANDOM_SUBSET_RATIO": 1.0,
     "MODEL.BACKBONE.DTYPE": "",
+    "MODEL.COMPILE": False,
     "MODEL.LAYOUT": "auto",
     "SOLVER.OPTIMIZER": "SGD",
     "SOLVER.AMP.PRECISION": "",
