@@ -29,9 +29,12 @@ FARTHEST_POINT = 1e15
 
 
 def new_pooled(feature: Tensor, num_regions: int, output_size: Sequence[int]) -> Tensor:
-    """What pooling returns, not set to anything: (R, C, h, w), channels last in memory where the map's are."""
+    """What pooling returns, not set to anything: (R, C, h, w), on a GPU channels last in memory where the map's are.
+
+    On a CPU it is in the usual order: most heads flatten regions, which would copy what is channels-last.
+    """
     channels = feature.shape[1]
-    if feature.stride(1) == 1 and feature.stride(3) != 1:
+    if feature.device.type != "cpu" and feature.stride(1) == 1 and feature.stride(3) != 1:
         return feature.new_empty((num_regions, *output_size, channels)).permute(0, 3, 1, 2)
     return feature.new_empty((num_regions, channels, *output_size))
 

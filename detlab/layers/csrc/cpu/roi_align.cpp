@@ -256,9 +256,9 @@ Tensor forward_of(const std::vector<Tensor>& features, const Tensor& rois, const
                   const Scales& scales, const PoolSettings& settings) {
   using T = typename Storage<S>::Wide;
   const Plan<T> plan = make_plan<T>(features, rois, levels, scales, settings);
-  const ScalarType type = features[0].scalar_type();
-  const Tensor output = new_in_order_of(features[0], rois.size(0), settings.bins_h, settings.bins_w,
-                                        [&](const Sizes& shape) { return new_result(features[0], shape, type); });
+  // In the usual order, whatever the map's: most heads flatten regions, which would copy what is channels-last.
+  const Sizes shape = {rois.size(0), features[0].size(1), settings.bins_h, settings.bins_w};
+  const Tensor output = new_result(features[0], shape, features[0].scalar_type());
   Forward<S, T>(plan, features, output).run();
   fill_others(plan.regions, describe_pooled<S>(output));
   return output;

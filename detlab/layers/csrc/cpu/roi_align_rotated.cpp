@@ -302,9 +302,8 @@ Tensor roi_align_rotated(Tensor input, Tensor rois, Sizes output_size, double sp
   check_rotated_pooling(input, rois, output_size);
   const Tensor exact = as_type(rois, wide_type(rois.scalar_type()));
   const RotatedSettings settings = {output_size[0], output_size[1], sampling_ratio, spatial_scale};
-  const Tensor output = new_in_order_of(input, rois.size(0), output_size[0], output_size[1], [&](const Sizes& shape) {
-    return new_result(input, shape, input.scalar_type());
-  });
+  const Sizes shape = {rois.size(0), input.size(1), output_size[0], output_size[1]};
+  const Tensor output = new_result(input, shape, input.scalar_type());
   with_types(input, exact, [&](auto number, auto coordinate) {
     using S = decltype(number);
     using C = decltype(coordinate);
