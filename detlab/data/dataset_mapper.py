@@ -38,6 +38,9 @@ __all__ = ["DatasetMapper"]
 
 SampleDict = dict[str, Any]
 
+# Whose losses take a label for the number of a class. Others may have a map of any labels beside their images.
+ARCHITECTURES_WITH_SEMANTIC_HEAD = ("PanopticFPN", "SemanticSegmentor")
+
 
 class DatasetMapper:
     """Reads an image, augments it together with its annotations, and gives both in the form that models take.
@@ -66,6 +69,8 @@ class DatasetMapper:
         keypoint_hflip_indices: see ``create_keypoint_hflip_indices``.
         precomputed_proposal_topk: how many proposals to keep; None for no use of them.
         recompute_boxes: take boxes from the masks after augmentation, which are tighter where a crop cut the object.
+        num_sem_seg_classes: K: labels of semantic maps are from 0 to K - 1, or the one that is ignored; None for any.
+        sem_seg_ignore_value: the label that is ignored.
 
     Raises:
         ValueError: ``recompute_boxes`` without masks.
@@ -84,6 +89,8 @@ class DatasetMapper:
         keypoint_hflip_indices: np.ndarray | None = None,
         precomputed_proposal_topk: int | None = None,
         recompute_boxes: bool = False,
+        num_sem_seg_classes: int | None = None,
+        sem_seg_ignore_value: int = 255,
     ) -> None:
         if recompute_boxes and not use_instance_mask:
             raise ValueError("recompute_boxes takes boxes from masks: it needs use_instance_mask=True (MODEL.MASK_ON)")
@@ -96,6 +103,8 @@ class DatasetMapper:
         self.keypoint_hflip_indices = keypoint_hflip_indices
         self.proposal_topk = precomputed_proposal_topk
         self.recompute_boxes = recompute_boxes
+        self.num_sem_seg_classes = num_sem_seg_classes
+        self.sem_seg_ignore_value = sem_seg_ignore_value
         mode = "training" if is_train else "inference"
         logging.getLogger(__name__).info("augmentations in %s: %s", mode, list(augmentations))
 
@@ -107,6 +116,8 @@ class DatasetMapper:
         if crops:
             augmentations.insert(0, RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
         hflip_indices = create_keypoint_hflip_indices(cfg.DATASETS.TRAIN) if cfg.MODEL.KEYPOINT_ON else None
+        semantic = cfg.MODEL.SEM_SEG_HEAD
+        learns_labels = cfg.MODEL.META_ARCHITECTURE in ARCHITECTURES_WITH_SEMANTIC_HEAD
         topk = cfg.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN if is_train else cfg.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST
         return {
             "is_train": is_train,
@@ -118,6 +129,8 @@ class DatasetMapper:
             "keypoint_hflip_indices": hflip_indices,
             "precomputed_proposal_topk": topk if cfg.MODEL.LOAD_PROPOSALS else None,
             "recompute_boxes": crops and cfg.MODEL.MASK_ON,
+            "num_sem_seg_classes": semantic.NUM_CLASSES if learns_labels else None,
+            "sem_seg_ignore_value": semantic.IGNORE_VALUE,
         }
 
     def __call__(self, dataset_dict: SampleDict) -> SampleDict:
@@ -128,15 +141,17 @@ class DatasetMapper:
 
         Raises:
             FileNotFoundError: there is no such image.
-            SizeMismatchError: the image has another size than the dictionary says.
-            ValueError: the image cannot be read, or an annotation is wrong; the message names the file.
+            SizeMismatchError: the image has another size than the dictionary says, or its semantic map another one
+                than the image.
+            ValueError: the image or its semantic map cannot be read, an annotation is wrong, or a label is not among
+                the classes; the message names the file.
         """
         sample = dict(dataset_dict)
         annotations = self._wanted_annotations(sample.pop("annotations", None))
         sem_seg_file = sample.pop("sem_seg_file_name", None)
         image = read_image(sample["file_name"], format=self.image_format)
         check_image_size(sample, image)
-        sem_seg = read_label_map(sem_seg_file) if self.is_train and sem_seg_file is not None else None
+        sem_seg = self._read_labels(sem_seg_file, sample) if self.is_train and sem_seg_file is not None else None
 
         with _naming(sample["file_name"]):
             self._check_labels(annotations)
@@ -151,6 +166,26 @@ class DatasetMapper:
             if annotations is not None:
                 sample["instances"] = self._to_instances(annotations, transforms, image_size)
         return sample
+
+    def _read_labels(self, file_name: str, sample: SampleDict) -> np.ndarray:
+        """The semantic map of an image whose size is in ``sample``: (H, W)."""
+        labels = read_label_map(file_name)
+        height, width = labels.shape
+        if (height, width) != (sample["height"], sample["width"]):
+            raise SizeMismatchError(
+                f"the semantic map {file_name!r} is {width} wide and {height} high, but its image "
+                f"{sample['file_name']!r} is {sample['width']} wide and {sample['height']} high: make the map anew"
+            )
+        if self.num_sem_seg_classes is not None:
+            is_wrong = ((labels < 0) | (labels >= self.num_sem_seg_classes)) & (labels != self.sem_seg_ignore_value)
+            if is_wrong.any():
+                wrong = np.unique(labels[is_wrong])[:5].tolist()
+                raise ValueError(
+                    f"the semantic map {file_name!r} has labels {wrong}, but the model has classes 0 to "
+                    f"{self.num_sem_seg_classes - 1} (MODEL.SEM_SEG_HEAD.NUM_CLASSES) and ignores "
+                    f"{self.sem_seg_ignore_value} (MODEL.SEM_SEG_HEAD.IGNORE_VALUE)"
+                )
+        return labels
 
     def _wanted_annotations(self, annotations: list[SampleDict] | None) -> list[SampleDict] | None:
         """Copies without crowds and without what this mapper does not use; None in inference."""

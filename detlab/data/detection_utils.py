@@ -25,7 +25,7 @@ from detlab.structures.keypoints import Keypoints
 from detlab.structures.masks import BitMasks, PolygonMasks
 from detlab.structures.rotated_boxes import RotatedBoxes
 from detlab.utils.image import convert_image_to_rgb, convert_PIL_to_numpy, read_image
-from detlab.utils.mask_codes import Polygons, checked_objects, decode_rle, draw_polygons
+from detlab.utils.mask_codes import checked_objects, decode_rle, draw_polygons
 
 __all__ = [
     "SizeMismatchError",
@@ -199,7 +199,8 @@ def _transform_boxes(boxes: list[Any], transforms: TransformList, image_size: tu
 def _transform_segmentations(segmentations: list[Any], transforms: TransformList, image_size: tuple[int, int]) -> list:
     """N polygon lists, RLEs or bitmaps -> polygons as flat arrays, or (H, W) bitmaps for the other two."""
     are_polygons = [isinstance(segmentation, (list, tuple)) for segmentation in segmentations]
-    objects = _checked_polygon_lists([s for s, is_list in zip(segmentations, are_polygons) if is_list])
+    listed = [s for s, is_list in zip(segmentations, are_polygons) if is_list]
+    objects = checked_objects(listed, lambda _: "'segmentation'")
     moved = iter(transform_polygons([[polygon.reshape(-1, 2) for polygon in own] for own in objects], transforms))
     return [
         [polygon.reshape(-1) for polygon in next(moved)]
@@ -207,10 +208,6 @@ def _transform_segmentations(segmentations: list[Any], transforms: TransformList
         else _transform_bitmap(_to_bitmap(segmentation), transforms, image_size)
         for segmentation, is_list in zip(segmentations, are_polygons)
     ]
-
-
-def _checked_polygon_lists(segmentations: list[Any]) -> list[Polygons]:
-    return checked_objects(segmentations, lambda _: "'segmentation'")
 
 
 def _to_bitmap(segmentation: Any) -> np.ndarray:
@@ -423,7 +420,8 @@ def _draw_masks(segmentations: list[Any], image_size: tuple[int, int]) -> np.nda
     bitmaps = np.zeros((len(segmentations), height, width), dtype=bool)
     drawn = [i for i, segmentation in enumerate(segmentations) if isinstance(segmentation, (list, tuple))]
     if drawn:
-        bitmaps[drawn] = draw_polygons(_checked_polygon_lists([segmentations[i] for i in drawn]), height, width)
+        polygons = checked_objects([segmentations[i] for i in drawn], lambda _: "'segmentation'", are_moved=True)
+        bitmaps[drawn] = draw_polygons(polygons, height, width)
     for i in set(range(len(segmentations))) - set(drawn):
         bitmap = _to_bitmap(segmentations[i])
         if bitmap.shape != (height, width):

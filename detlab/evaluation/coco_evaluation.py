@@ -18,7 +18,8 @@ from pycocotools.cocoeval import COCOeval
 from detlab.config.config import CfgNode
 from detlab.data.catalog import MetadataCatalog
 from detlab.data.datasets.coco import convert_to_coco_dict, convert_to_coco_json
-from detlab.data.datasets.coco_format import CocoContent, checked_coco, read_coco
+from detlab.data.datasets.coco_format import CocoContent, checked_coco, distinct_names, read_coco
+from detlab.evaluation._checks import check_detections, refuse_class
 from detlab.evaluation._coco_protocol import (
     DETECTION_MAX_DETS,
     KEYPOINT_MAX_DETS,
@@ -132,12 +133,21 @@ class COCOEvaluator(DatasetEvaluator):
         Args:
             inputs: dicts with ``image_id``.
             outputs: one for each input; see the class.
+
+        Raises:
+            ValueError: a box, score or keypoint that is not finite, or masks of another size than ``height`` and
+                ``width`` of the input, if it has them.
         """
         for dataset_dict, output in zip(inputs, outputs):
             image_id = dataset_dict["image_id"]
             prediction: dict[str, Any] = {"image_id": image_id}
             if "instances" in output:
-                prediction["instances"] = instances_to_coco_json(output["instances"].to("cpu"), image_id)
+                instances = output["instances"].to("cpu")
+                has_size = dataset_dict.get("height") is not None and dataset_dict.get("width") is not None
+                check_detections(
+                    instances, image_id, (dataset_dict["height"], dataset_dict["width"]) if has_size else None
+                )
+                prediction["instances"] = instances_to_coco_json(instances, image_id)
             if "proposals" in output:
                 prediction["proposals"] = output["proposals"].to("cpu")
             if len(prediction) > 1:
@@ -207,6 +217,7 @@ class COCOEvaluator(DatasetEvaluator):
             logger.info(f"the annotations of {self._dataset_name!r} are not public: results saved, nothing evaluated")
             return {}
         self._check_images(detections, ground_truth)
+        _check_mask_sizes(detections, ground_truth["images"])
         protocol = Protocol(ground_truth, self._use_fast_impl)
         logger.info(f"Evaluating {len(detections)} detections with {protocol.implementation}")
         results = OrderedDict()
@@ -237,7 +248,8 @@ class COCOEvaluator(DatasetEvaluator):
     def _category_names(self, curves: Curves) -> list[str]:
         """By category id, for where the annotation file has categories that the model has not."""
         to_contiguous = self._metadata.get("thing_dataset_id_to_contiguous_id") or {}
-        names = {category["id"]: category.get("name") for category in self._ground_truth()["categories"]}
+        categories = self._ground_truth()["categories"]
+        names = {category["id"]: str(category.get("name") or category["id"]) for category in categories}
         thing_classes = self._metadata.get("thing_classes")
         if thing_classes:
             names.update(
@@ -245,7 +257,8 @@ class COCOEvaluator(DatasetEvaluator):
                 for i in names
                 if to_contiguous.get(i, i) < len(thing_classes)
             )
-        return [str(names.get(category_id, category_id)) for category_id in curves.category_ids]
+        own = {category_id: names.get(category_id, str(category_id)) for category_id in curves.category_ids}
+        return list(distinct_names(own).values())
 
     def _in_dataset_categories(self, detections: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """From the model's class indices to the category ids of the annotation file."""
@@ -257,10 +270,7 @@ class COCOEvaluator(DatasetEvaluator):
         for detection in detections:
             index = detection["category_id"]
             if index not in to_dataset:
-                raise ValueError(
-                    f"predicted class {index} in image {detection['image_id']}, but {self._dataset_name!r} has classes "
-                    f"0 to {max(to_dataset)}; was the model built with the NUM_CLASSES of another dataset?"
-                )
+                refuse_class(index, max(to_dataset), detection["image_id"], self._dataset_name)
             yield {**detection, "category_id": to_dataset[index]}
 
     def _check_images(self, detections: Iterable[Mapping[str, Any]], ground_truth: Mapping[str, Any]) -> None:
@@ -289,6 +299,19 @@ class COCOEvaluator(DatasetEvaluator):
         table = recall_table(images)
         logger.info("Proposal metrics:\n" + create_small_table(table))
         return {"box_proposals": table}
+
+
+def _check_mask_sizes(detections: Iterable[Mapping[str, Any]], images: Iterable[Mapping[str, Any]]) -> None:
+    """Masks of another size than their image's would not overlap with any object."""
+    sizes = {image["id"]: (image.get("height"), image.get("width")) for image in images}
+    for detection in detections:
+        size = tuple(detection["segmentation"]["size"]) if "segmentation" in detection else None
+        expected = sizes[detection["image_id"]]
+        if size is not None and None not in expected and size != expected:
+            raise ValueError(
+                f"a predicted mask in image {detection['image_id']!r} has height and width {size}, but the image "
+                f"{expected} by its annotations; paste masks into the whole image (see detector_postprocess)"
+            )
 
 
 def _checked_tasks(tasks: Sequence[str]) -> tuple[str, ...]:

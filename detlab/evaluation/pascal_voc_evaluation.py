@@ -16,6 +16,7 @@ import numpy as np
 
 from detlab.data.catalog import MetadataCatalog
 from detlab.data.datasets.pascal_voc import read_image_set, read_voc_annotation
+from detlab.evaluation._checks import check_detections, refuse_class
 from detlab.evaluation.evaluator import DatasetEvaluator
 from detlab.utils import comm
 from detlab.utils.file_io import read_text
@@ -66,8 +67,19 @@ class PascalVOCDetectionEvaluator(DatasetEvaluator):
         self._detections = defaultdict(list)
 
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
+        """Takes in the detections of a batch.
+
+        Raises:
+            ValueError: a box or score that is not finite, or a class that the dataset does not have; the message names
+                the image and the value.
+        """
         for dataset_dict, output in zip(inputs, outputs):
             instances = output["instances"].to("cpu")
+            check_detections(instances, dataset_dict["image_id"])
+            last = len(self._class_names) - 1
+            for index in set(instances.pred_classes.tolist()):
+                if not 0 <= index <= last:
+                    refuse_class(index, last, dataset_dict["image_id"], self._dataset_name)
             # The kit counts pixels from 1, and its boxes include their last pixel.
             corners = instances.pred_boxes.tensor.numpy().astype(float) + [1, 1, 0, 0]
             for box, score, index in zip(corners, instances.scores.tolist(), instances.pred_classes.tolist()):
@@ -286,9 +298,10 @@ def _read_detections(path: str) -> list[Detection]:
             score, *box = map(float, values)
         except ValueError:
             box = []
-        if len(box) != 4:
+        if len(box) != 4 or not np.isfinite([score, *box]).all():
             raise ValueError(
-                f"line {number} of {path} is {line[:80]!r}; a detection is an image id, a score and x1, y1, x2, y2"
+                f"line {number} of {path} is {line[:80]!r}; a detection is an image id, a score and x1, y1, x2, y2, "
+                "all finite"
             )
         detections.append(Detection(image_id, score, np.array(box)))
     return detections

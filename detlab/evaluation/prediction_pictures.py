@@ -45,6 +45,10 @@ def read_results(json_file: str) -> dict[Any, list[dict[str, Any]]]:
     _check_numbers(
         results, "keypoints", lambda n: n > 0 and n % 3 == 0, "keypoints are [x, y, score, x, y, score, ...]"
     )
+    # null stands for nothing.
+    for result in results.all:
+        for key in [key for key in ("bbox", "segmentation", "keypoints") if result.get(key, 0) is None]:
+            del result[key]
     by_image = defaultdict(list)
     for place, result in enumerate(results.all):
         if "segmentation" in result:

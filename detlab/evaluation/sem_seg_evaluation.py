@@ -13,20 +13,21 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from detlab.data.catalog import DatasetCatalog, MetadataCatalog
 from detlab.evaluation.evaluator import DatasetEvaluator
 from detlab.utils import comm
 from detlab.utils.file_io import PathManager, write_atomically, write_json
-from detlab.utils.image import read_image
+from detlab.utils.image import read_label_map
 from detlab.utils.logger import create_small_table
 
 logger = logging.getLogger(__name__)
 
 
 def load_image_into_numpy_array(filename: str, dtype: np.dtype | str | None = None) -> np.ndarray:
-    """The pixels of an image file, (H, W) for label maps, in the given type."""
-    return np.asarray(read_image(filename), dtype=dtype)
+    """The labels of a map (H, W) in the given type, read as for training: see :func:`read_label_map`."""
+    return np.asarray(read_label_map(filename), dtype=dtype)
 
 
 class SemSegEvaluator(DatasetEvaluator):
@@ -83,14 +84,29 @@ class SemSegEvaluator(DatasetEvaluator):
 
         Raises:
             ValueError: a label outside the classes, a label map of another size than the prediction, or an image
-                without one.
+                without one; scores that are NaN, not (K, H, W), or of more classes than the dataset has.
         """
         for dataset_dict, output in zip(inputs, outputs):
-            predicted = output["sem_seg"].argmax(dim=0).to("cpu").numpy()
             file_name = dataset_dict["file_name"]
+            self._check_scores(output["sem_seg"], file_name)
+            predicted = output["sem_seg"].argmax(dim=0).to("cpu").numpy()
             label_file = dataset_dict.get("sem_seg_file_name") or self._label_file_of(file_name)
             self._confusion += self._count(predicted, self._read_labels(label_file, dtype=int), label_file)
             self._predictions.extend(self.encode_json_sem_seg(predicted, file_name))
+
+    def _check_scores(self, scores: Tensor, file_name: str) -> None:
+        num_classes = len(self._class_names)
+        if scores.dim() != 3 or not 1 <= scores.shape[0] <= num_classes:
+            raise ValueError(
+                f"'sem_seg' of image {file_name!r} has shape {tuple(scores.shape)}, but {self._dataset_name!r} has "
+                f"{num_classes} classes; it is (classes, height, width): was the model built with the "
+                "MODEL.SEM_SEG_HEAD.NUM_CLASSES of another dataset?"
+            )
+        if scores.isnan().any():
+            raise ValueError(
+                f"'sem_seg' of image {file_name!r} has {int(scores.isnan().sum())} scores that are NaN, which have no "
+                "largest; did the training diverge, or were other weights loaded than the model's?"
+            )
 
     def _label_file_of(self, file_name: str) -> str:
         if self._label_files is None:

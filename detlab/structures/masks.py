@@ -230,7 +230,7 @@ class PolygonMasks:
 
     Raises:
         ValueError: if it is no list of lists, or a polygon is not of numbers, has fewer than 3 points or an odd number
-            of values, or a coordinate that is not finite or beyond 1e9.
+            of values, or a coordinate that is not finite or beyond 1e12.
     """
 
     def __init__(self, polygons: Sequence[Sequence[Tensor | np.ndarray]]) -> None:
@@ -238,7 +238,9 @@ class PolygonMasks:
             raise ValueError(
                 f"PolygonMasks take a list with a list of polygons per object; got {type(polygons).__name__}"
             )
-        self.polygons: list[Polygons] = checked_objects(polygons, lambda index: f"object {index} of PolygonMasks")
+        self.polygons: list[Polygons] = checked_objects(
+            polygons, lambda index: f"object {index} of PolygonMasks", are_moved=True
+        )
 
     @classmethod
     def _of_checked(cls, polygons: list[Polygons]) -> PolygonMasks:

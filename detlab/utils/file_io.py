@@ -32,6 +32,7 @@ __all__ = [
     "check_replaceable",
     "is_at",
     "is_running",
+    "json_bytes",
     "locked",
     "open_bytes",
     "open_text",
@@ -309,9 +310,14 @@ def write_json(path: str, content: Any) -> None:
     Raises:
         TypeError: something in ``content`` has no form in json; nothing was written.
     """
-    data = json.dumps(content, separators=(",", ":")).encode("ascii")
+    data = json_bytes(content)
     with write_atomically(path) as stream:
         stream.write(data)
+
+
+def json_bytes(content: Any) -> bytes:
+    """What :func:`write_json` writes."""
+    return json.dumps(content, separators=(",", ":")).encode("ascii")
 
 
 def _host() -> str:

@@ -6,6 +6,9 @@ Shapes: H x W pixels, C colours, as numpy arrays (H, W, C). Formats are Pillow's
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import functools
 import warnings
 from typing import IO, Any
 
@@ -26,11 +29,21 @@ YUV_TO_RGB = np.array([[1.0, 0.0, 1.13983], [1.0, -0.39465, -0.58060], [1.0, 2.0
 # Of one number for each pixel, not cut off at 255.
 SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 DEEP_MODES = (*SIXTEEN_BIT_MODES, "I", "F")
+LABEL_MODES = ("L", "P", "I", *SIXTEEN_BIT_MODES)
 # Pillow has read 16 bits of these as 32.
 SIXTEEN_BIT_FORMATS = ("PNG", "PPM")
 
+# Pixels, as data sets hold them. Pillow goes by a file's content, whatever its name, and knows formats that draw, or
+# that run a program (for EPS, Ghostscript): a data set from elsewhere shall not choose among those.
+RASTER_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "MPO", "AVIF")
+LENGTH_OF_SIGNATURE = 16
+
 # Pillow warns of each image from half the size on at which it refuses; in a dataset of large images that is too often.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+# What opening a name says that no file can have: through a file, too long, through links in a circle.
+NO_FILE = (errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
+LONGEST_SHOWN = 200
 
 EXIF_ORIENTATION_TAG = 0x0112
 # EXIF orientation to the operation that sets the picture upright; 1 is upright.
@@ -59,9 +72,9 @@ def read_image(file_name: str, format: str | None = None) -> np.ndarray:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not an image that Pillow knows, its end is missing, or it is larger than Pillow allows;
-            it is a folder, pipe or device; the format is unknown, or of 8 bits while the file's numbers, of 32, say
-            nothing about their range.
+        ValueError: the file is not an image of one of ``RASTER_FORMATS``, its end is missing, or it is larger than
+            Pillow allows; it is a folder, pipe or device; the format is unknown, or of 8 bits while the file's numbers,
+            of 32, say nothing about their range.
     """
     image = _load(file_name)
     try:
@@ -77,37 +90,54 @@ def read_label_map(file_name: str) -> np.ndarray:
         file_name: path or address.
 
     Returns:
-        (H, W), of the integer type of the file. Of coloured maps the brightness, uint8.
+        (H, W), of the integer type of the file. Of grey in several equal channels, one of them, uint8.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: as of :func:`read_image`, or the pixels are no integers.
+        ValueError: as of :func:`read_image`, or the pixels are floating numbers or colours.
     """
     image = _load(file_name)
     if image.mode == "F":
         raise ValueError(f"the label map {file_name!r} holds floating numbers; labels are integers")
+    pixels = np.array(image)
     if image.mode == "1":
-        return np.array(image).astype(np.uint8)
-    return np.array(image if image.mode in ("L", "P", "I") or image.mode in SIXTEEN_BIT_MODES else image.convert("L"))
+        return pixels.astype(np.uint8)
+    if image.mode in LABEL_MODES:
+        return pixels
+    if image.mode in ("RGB", "RGBA", "RGBX") and (pixels[:, :, :1] == pixels[:, :, 1:3]).all():
+        return pixels[:, :, 0].copy()
+    raise ValueError(
+        f"the label map {file_name!r} holds colours (mode {image.mode!r}), which are no labels; write one number for "
+        "each pixel, the index of its class"
+    )
 
 
 def _load(file_name: str) -> Image.Image:
     try:
         with open_bytes(file_name, "image") as file:
             return _upright(_decode(file, file_name))
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError as error:
+        if not isinstance(error, FileNotFoundError) and error.errno not in NO_FILE:
+            raise
+        shown = repr(file_name if len(file_name) <= LONGEST_SHOWN else f"{file_name[:LONGEST_SHOWN]}...")
         raise FileNotFoundError(
-            f"image {file_name!r} does not exist; check 'file_name' of the dataset's records and the image directory "
+            f"image {shown} does not exist; check 'file_name' of the dataset's records and the image directory "
             "it was registered with (built-in datasets lie below $DETLAB_DATASETS)"
         ) from None
 
 
 def _decode(file: IO[Any], file_name: str) -> Image.Image:
     try:
-        image = Image.open(file)
+        image = Image.open(file, formats=_known_formats())
         image.load()
     except UnidentifiedImageError:
-        raise ValueError(f"{file_name!r} is not an image that Pillow can read; remove or replace it") from None
+        file.seek(0)
+        kind = _other_format(file.read(LENGTH_OF_SIGNATURE))
+        what = f"holds {kind}, which is" if kind else "is"
+        raise ValueError(
+            f"{file_name!r} {what} not an image that is read here ({', '.join(RASTER_FORMATS)}); remove it, replace "
+            "it, or convert it to PNG or JPEG"
+        ) from None
     except Image.DecompressionBombError as error:
         raise ValueError(
             f"image {file_name!r} has more pixels than Pillow decodes ({error}); remove it, cut it into tiles, or, if "
@@ -119,6 +149,23 @@ def _decode(file: IO[Any], file_name: str) -> Image.Image:
         # What Pillow's readers of the formats raise on wrong bytes is anything.
         raise ValueError(f"image {file_name!r} is damaged ({error}); download or copy it again") from error
     return image
+
+
+@functools.cache
+def _known_formats() -> tuple[str, ...]:
+    """Those of ``RASTER_FORMATS`` that the installed Pillow has."""
+    Image.init()
+    return tuple(name for name in RASTER_FORMATS if name in Image.OPEN)
+
+
+def _other_format(signature: bytes) -> str | None:
+    """The format that a file's first bytes are of, which are looked at and no more."""
+    for name, (_, accepts) in Image.OPEN.items():
+        # What the readers of the formats make of too few bytes is anything.
+        with contextlib.suppress(Exception):
+            if name not in RASTER_FORMATS and accepts is not None and accepts(signature) is True:
+                return name
+    return None
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from detlab.utils._polygon_fill import runs_between, runs_of_polygon
+from detlab.utils._polygon_fill import runs_between, runs_of_polygons
 
 __all__ = [
     "Polygons",
     "Rle",
+    "check_corners",
     "checked_objects",
     "checked_polygons",
     "checked_rle",
@@ -31,6 +32,7 @@ __all__ = [
     "draw_polygons",
     "encode_bitmap",
     "encode_runs",
+    "find_bad_code",
     "polygons_to_rle",
     "rle_area",
     "with_bounded_outlines",
@@ -48,11 +50,17 @@ Polygons = list[np.ndarray]
 MAX_MASK_PIXELS = 1 << 28
 # No image reaches that far; beyond it a coordinate is not a place but a damaged number.
 MAX_COORDINATE = 1e9
-# What crops stretch may lie further out, up to where float64 stops counting fifths of a pixel.
+# No outline needs so many corners, which may each cost a walk across the image.
+MAX_CORNERS = 1 << 16
+# What images are resized by moves corners further out, and what crops stretch still further, up to where float64 stops
+# counting fifths of a pixel.
+MAX_MOVED_COORDINATE = 1e12
 MAX_DRAWN_COORDINATE = 1e15
 # In pixels. The COCO tools spend 80 bytes and 50 ns on each pixel of an outline's length.
 LONG_OUTLINE = 1 << 16
 LONG_IN_ALL = 1 << 20
+# They unite polygons one by one, each time over all runs there are.
+MANY_POLYGONS = 64
 # 7 groups of 5 bits hold more than any run of MAX_MASK_PIXELS.
 MAX_GROUPS = 7
 
@@ -162,6 +170,33 @@ def _runs_of_code(code: str | bytes) -> np.ndarray:
     return runs
 
 
+def find_bad_code(codes: Sequence[str]) -> int | None:
+    """One of N compressed codes that cannot be read: empty, not in COCO's characters, cut off, or without end.
+
+    They are looked through as text, which takes a fraction of the time of reading them from a file; whether their runs
+    fill the image only decoding tells.
+    """
+    if not codes:
+        return None
+    lengths = np.fromiter(map(len, codes), dtype=np.int64, count=len(codes))
+    text = "".join(codes)
+    if not text.isascii():
+        return next(i for i, code in enumerate(codes) if not code.isascii())
+    groups = np.frombuffer(text.encode("ascii"), dtype=np.uint8)
+    ends = np.cumsum(lengths) - 1
+    is_wrong = (groups < 48) | (groups > 111)
+    goes_on = groups >= 80
+    is_wrong[ends[lengths > 0]] |= goes_on[ends[lengths > 0]]
+    in_a_row = goes_on.copy()
+    for shift in range(1, MAX_GROUPS):
+        in_a_row[shift:] &= goes_on[:-shift]
+    in_a_row[: MAX_GROUPS - 1] = False
+    is_wrong |= in_a_row
+    is_bad = lengths == 0
+    is_bad[np.searchsorted(ends, np.flatnonzero(is_wrong))] = True
+    return int(is_bad.argmax()) if is_bad.any() else None
+
+
 def encode_runs(runs: Sequence[Sequence[int] | np.ndarray], height: int, width: int) -> list[Rle]:
     """Compresses N lists of run lengths that fill an image, which the caller makes sure of."""
     from pycocotools import mask as coco_mask
@@ -208,26 +243,45 @@ def checked_polygons(polygons: Any, where: str = "") -> Polygons:
 
     Raises:
         ValueError: it is no list; or a polygon is not of numbers, has fewer than 3 corners or half of one, or a
-            coordinate that is not finite or beyond 1e9.
+            coordinate that is not finite or beyond 1e9; or they have more than 65536 corners together.
     """
     return checked_objects([polygons], lambda _: where)[0]
 
 
-def checked_objects(objects: Sequence[Any], name: Callable[[int], str]) -> list[Polygons]:
+def checked_objects(objects: Sequence[Any], name: Callable[[int], str], *, are_moved: bool = False) -> list[Polygons]:
     """The polygons of N objects as :func:`checked_polygons` returns them, all coordinates looked at in one pass.
 
     Args:
         objects: each as :func:`checked_polygons` takes it.
         name: what an error about an object begins with, by its index.
+        are_moved: transforms may have been here since the check of what a file says: they scale coordinates, which may
+            then be up to 1e12, and cuts add corners, of which there may be any number.
 
     Raises:
         ValueError: as of :func:`checked_polygons`.
     """
     arrays = [_as_polygons(polygons, name, i) for i, polygons in enumerate(objects)]
-    if not _are_within([polygon for own in arrays for polygon in own], MAX_COORDINATE):
+    limit = MAX_MOVED_COORDINATE if are_moved else MAX_COORDINATE
+    if not _are_within([polygon for own in arrays for polygon in own], limit):
         for i, own in enumerate(arrays):
-            _refuse_beyond(MAX_COORDINATE, own, name(i))
+            _refuse_beyond(limit, own, name(i))
+    if not are_moved and sum(polygon.size for own in arrays for polygon in own) > 2 * MAX_CORNERS:
+        for i, own in enumerate(arrays):
+            check_corners(sum(polygon.size for polygon in own) // 2, name(i))
     return arrays
+
+
+def check_corners(count: int, where: str = "") -> None:
+    """Refuses more corners of one object than ``MAX_CORNERS``.
+
+    Raises:
+        ValueError: there are more.
+    """
+    if count > MAX_CORNERS:
+        raise ValueError(
+            f"{_lead(where)}the polygons of an object have {count} corners together, more than {MAX_CORNERS}; simplify "
+            "the outline, or write the mask as an RLE"
+        )
 
 
 def _as_polygons(polygons: Any, name: Callable[[int], str], index: int) -> Polygons:
@@ -288,17 +342,15 @@ def draw_polygons(objects: Sequence[Polygons], height: int, width: int) -> np.nd
 
     visible = [i for i, polygons in enumerate(objects) if len(polygons) > 0]
     bitmaps = np.zeros((len(objects), height, width), dtype=bool)
-    if not visible:
-        return bitmaps
-    pieces = iter(_codes_of_polygons([polygon for i in visible for polygon in objects[i]], height, width))
-    codes = [_union([next(pieces) for _ in objects[i]]) for i in visible]
-    bitmaps[visible] = coco_mask.decode(codes).transpose(2, 0, 1)
+    if visible:
+        codes = _codes_of_objects([objects[i] for i in visible], height, width)
+        bitmaps[visible] = coco_mask.decode(codes).transpose(2, 0, 1)
     return bitmaps
 
 
 def polygons_to_rle(polygons: Any, height: int, width: int, where: str = "") -> Rle:
     """The RLE of the union of polygons, of which there is at least one; see :func:`checked_polygons` for the errors."""
-    return _union(_codes_of_polygons(checked_polygons(polygons, where), height, width))
+    return _codes_of_objects([checked_polygons(polygons, where)], height, width)[0]
 
 
 def with_bounded_outlines(segmentation: Any, height: int, width: int, where: str = "") -> Any:
@@ -310,31 +362,35 @@ def with_bounded_outlines(segmentation: Any, height: int, width: int, where: str
     if not isinstance(segmentation, (list, tuple)):
         return checked_rle(segmentation, (height, width), where)
     polygons = checked_polygons(segmentation, where)
-    if not polygons or _reach(polygons) <= LONG_OUTLINE:
-        return segmentation
-    return _union(_codes_of_polygons(polygons, height, width))
+    return segmentation if _is_short(polygons) else _codes_of_objects([polygons], height, width)[0]
 
 
-def _union(codes: list[Rle]) -> Rle:
-    from pycocotools import mask as coco_mask
-
-    return codes[0] if len(codes) == 1 else coco_mask.merge(codes)
-
-
-def _codes_of_polygons(polygons: Polygons, height: int, width: int) -> list[Rle]:
-    """One RLE for each; the rare ones with a long outline are filled by other means, which give the same."""
-    from pycocotools import mask as coco_mask
-
+def _codes_of_objects(objects: Sequence[Polygons], height: int, width: int) -> list[Rle]:
+    """One RLE for each object, which has polygons; rare ones are filled by other means, which give the same."""
     _check_canvas(height, width)
-    if _reach(polygons) <= LONG_IN_ALL:
-        return coco_mask.frPyObjects(polygons, height, width)
+    polygons = [polygon for own in objects for polygon in own]
+    if max(map(len, objects)) <= MANY_POLYGONS and _reach(polygons) <= LONG_IN_ALL:
+        return _codes_by_coco(objects, height, width)
     _refuse_beyond(MAX_DRAWN_COORDINATE, polygons)
     return [
-        coco_mask.frPyObjects([polygon], height, width)[0]
-        if _reach([polygon]) <= LONG_OUTLINE
-        else encode_runs([runs_of_polygon(polygon, height, width)], height, width)[0]
-        for polygon in polygons
+        _codes_by_coco([own], height, width)[0]
+        if _is_short(own)
+        else encode_runs([runs_of_polygons(own, height, width)], height, width)[0]
+        for own in objects
     ]
+
+
+def _codes_by_coco(objects: Sequence[Polygons], height: int, width: int) -> list[Rle]:
+    from pycocotools import mask as coco_mask
+
+    pieces = iter(coco_mask.frPyObjects([polygon for own in objects for polygon in own], height, width))
+    parts = [[next(pieces) for _ in own] for own in objects]
+    return [own[0] if len(own) == 1 else coco_mask.merge(own) for own in parts]
+
+
+def _is_short(polygons: Polygons) -> bool:
+    """Whether the COCO tools are quick with an object's polygons."""
+    return len(polygons) <= MANY_POLYGONS and _reach(polygons) <= LONG_OUTLINE
 
 
 def _reach(polygons: Sequence[np.ndarray]) -> float:

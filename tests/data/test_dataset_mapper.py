@@ -13,6 +13,7 @@ from detlab.config import get_cfg
 from detlab.data import transforms as T
 from detlab.data.catalog import MetadataCatalog
 from detlab.data.dataset_mapper import DatasetMapper
+from detlab.data.datasets.coco import load_coco_json
 from detlab.data.detection_utils import SizeMismatchError, read_image
 from detlab.structures.boxes import BoxMode
 from detlab.structures.masks import BitMasks, PolygonMasks, polygons_to_bitmask
@@ -379,3 +380,63 @@ def test_masks_of_real_images_are_those_of_the_original_resized(coco_records):
 def test_reading_names_the_format(coco_records):
     image = read_image(coco_records[0]["file_name"], "BGR")
     assert image.shape == (coco_records[0]["height"], coco_records[0]["width"], 3)
+
+
+class TestSemanticMaps:
+    @pytest.mark.parametrize(
+        ("label", "dtype", "suffix"), [(7, np.uint8, "png"), (3, np.uint8, "png"), (-3, np.int32, "tiff")]
+    )
+    def test_a_label_that_the_model_has_not_is_named_with_the_file(self, record, tmp_path, label, dtype, suffix):
+        labels = np.full((HEIGHT, WIDTH), 2, dtype)
+        labels[0, 0] = 255
+        Image.fromarray(labels).save(tmp_path / f"other.{suffix}")
+        record["sem_seg_file_name"] = str(tmp_path / f"other.{suffix}")
+        assert mapper(num_sem_seg_classes=3)(record)["sem_seg"].unique().tolist() == [2, 255]
+        labels[-1, -1] = label
+        Image.fromarray(labels).save(tmp_path / f"other.{suffix}")
+        with pytest.raises(
+            ValueError, match=rf"map '\S*other\.{suffix}' has labels \[{label}\], but the model has classes 0 to 2"
+        ):
+            mapper(num_sem_seg_classes=3)(record)
+        assert mapper()(record)["sem_seg"][-1, -1] == label
+
+    def test_a_map_of_another_size_is_named_with_both(self, record, tmp_path):
+        Image.new("L", (WIDTH, HEIGHT - 1)).save(tmp_path / "labels.png")
+        with pytest.raises(
+            SizeMismatchError, match=r"labels\.png' is 60 wide and 39 high, but its image '\S*image\.png' is 60"
+        ):
+            mapper()(record)
+
+    @pytest.mark.parametrize("mode", ["RGB", "LAB", "CMYK"])
+    def test_a_map_of_colours_is_named(self, record, tmp_path, mode):
+        Image.new(mode, (WIDTH, HEIGHT), (1, 2, 3, 4)[: 4 if mode == "CMYK" else 3]).save(tmp_path / "labels.tiff")
+        record["sem_seg_file_name"] = str(tmp_path / "labels.tiff")
+        with pytest.raises(ValueError, match=r"labels\.tiff' holds colours"):
+            mapper()(record)
+
+    @pytest.mark.parametrize(
+        ("architecture", "checked"), [("SemanticSegmentor", 3), ("PanopticFPN", 3), ("GeneralizedRCNN", None)]
+    )
+    def test_the_config_says_which_labels_there_are_where_a_model_learns_them(self, architecture, checked):
+        cfg = get_cfg()
+        cfg.MODEL.META_ARCHITECTURE = architecture
+        cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 3
+        cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE = 9
+        made = DatasetMapper(cfg, is_train=True)
+        assert (made.num_sem_seg_classes, made.sem_seg_ignore_value) == (checked, 9)
+
+
+def test_a_polygon_that_the_reader_accepts_is_trained_on_after_the_resize(record, tmp_path):
+    annotation = {"id": 1, "image_id": 17, "category_id": 1, "bbox": [1, 1, 20, 20]}
+    far = {**annotation, "segmentation": [[1, 1, 1e9, 1, 10, 10]]}
+    content = {
+        "images": [{"id": 17, "file_name": "image.png", "height": HEIGHT, "width": WIDTH}],
+        "annotations": [far],
+        "categories": [{"id": 1, "name": "a"}],
+    }
+    (tmp_path / "far.json").write_text(json.dumps(content))
+    (loaded,) = load_coco_json(str(tmp_path / "far.json"), str(tmp_path))
+    for mask_format in ("polygon", "bitmask"):
+        options = {"use_instance_mask": True, "instance_mask_format": mask_format}
+        sample = mapper([T.Resize((HEIGHT * 4, WIDTH * 4))], **options)(loaded)
+        assert len(sample["instances"].gt_masks) == 1

@@ -356,6 +356,27 @@ class TestBadInput:
         with pytest.raises(ValueError, match=r"\[99\].*another dataset"):
             evaluator.evaluate()
 
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    @pytest.mark.parametrize("field", ["pred_boxes", "scores", "pred_keypoints"])
+    def test_what_is_not_finite_is_refused_with_the_image(self, small, field, value):
+        instances = detections([[0, 0, 20, 10], [1, 1, 5, 5]], [0, 1])
+        instances.pred_keypoints = torch.ones(2, 17, 3)
+        values = instances.get(field)
+        getattr(values, "tensor", values)[1:] = value
+        with pytest.raises(ValueError, match=f"detection 1 in image 11 has {field} .*{value}.* not finite"):
+            COCOEvaluator(small).process([{"image_id": 11}], [{"instances": instances}])
+
+    def test_masks_of_another_size_than_the_image_are_refused_with_both_sizes(self, small):
+        masks = torch.ones(1, SIZE[0] // 2, SIZE[1], dtype=torch.bool)
+        output = {"instances": detections([[0, 0, 20, 10]], [0], masks=masks)}
+        evaluator = COCOEvaluator(small, distributed=False)
+        sizes = r"\(20, 60\), but the image \(40, 60\)"
+        with pytest.raises(ValueError, match=f"pred_masks in image 11 have height and width {sizes}"):
+            evaluator.process([{"image_id": 11, "height": SIZE[0], "width": SIZE[1]}], [output])
+        evaluator.process([{"image_id": 11}], [output])
+        with pytest.raises(ValueError, match=f"a predicted mask in image 11 has height and width {sizes}"):
+            evaluator.evaluate()
+
     def test_a_task_that_the_model_does_not_do_is_refused(self, small):
         with pytest.raises(ValueError, match=r"segm task .* no 'segmentation'"):
             feed(COCOEvaluator(small, tasks=("segm",), distributed=False)).evaluate()
@@ -499,6 +520,19 @@ class TestGroundTruth:
         finally:
             DatasetCatalog.remove(name)
             MetadataCatalog.remove(name)
+
+    def test_classes_of_one_name_each_have_their_result(self, tmp_path, dataset):
+        content = truth()
+        for category in content["categories"]:
+            category["name"] = "same"
+        path = write_truth(tmp_path / "truth.json", content)
+        by_image = {11: ([[0, 0, 20, 10]], [0]), 12: ([[5, 5, 15, 35]], [0])}
+        registered = [{}, {"thing_classes": ["same", "same"]}]
+        for facts in registered:
+            name = dataset(path, thing_dataset_id_to_contiguous_id=CATEGORIES, **facts)
+            metrics = feed(COCOEvaluator(name, distributed=False), by_image).evaluate()["bbox"]
+            assert metrics["AP-same (id 3)"] == pytest.approx(100)
+            assert metrics["AP-same (id 7)"] == 0
 
 
 class TestProposals:

@@ -89,6 +89,26 @@ def test_bad_input_is_named(voc, folder):
     MetadataCatalog.remove("voc_1999")
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", [0, 2, None])
+def test_boxes_and_scores_that_are_not_finite_are_refused_with_the_image(voc, value, place):
+    evaluator = PascalVOCDetectionEvaluator(voc)
+    box, score = [10.0, 10, 30, 30], 0.9
+    if place is None:
+        score = value
+    else:
+        box[place] = value
+    field = "scores" if place is None else "pred_boxes"
+    with pytest.raises(ValueError, match=f"detection 1 in image '000001' has {field} .*{value}.* not finite"):
+        feed(evaluator, {"000001": [(0, [0, 0, 1, 1], 0.5), (0, box, score)]})
+
+
+@pytest.mark.parametrize("index", [3, 9, -1])
+def test_a_class_that_the_data_set_does_not_have_is_refused_with_the_image(voc, index):
+    with pytest.raises(ValueError, match=f"predicted class {index} in image 000001, but 'voc_test' has classes 0 to 2"):
+        feed(PascalVOCDetectionEvaluator(voc), {"000001": [(index, [0, 0, 1, 1], 0.5)]})
+
+
 def test_the_result_files_of_the_development_kit_are_read(folder):
     lines = ["000001 0.9 11 11 30 30", "000001 0.8 11 11 30 30", "000002 0.7 5 5 24 24"]
     (folder / "det_cat.txt").write_text("\n".join(lines))
@@ -128,7 +148,17 @@ def test_a_broken_annotation_file_is_named(voc, folder):
         feed(PascalVOCDetectionEvaluator(voc), PERFECT)
 
 
-@pytest.mark.parametrize("line", ["000001 0.9 11 11 30", "000001", "000001 high 1 1 2 2", "000001 0.9 1 1 2 2 3"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "000001 0.9 11 11 30",
+        "000001",
+        "000001 high 1 1 2 2",
+        "000001 0.9 1 1 2 2 3",
+        "000001 nan 1 1 2 2",
+        "000001 0.9 1 inf 2 2",
+    ],
+)
 def test_a_line_that_is_no_detection_is_named(folder, line):
     (folder / "det_cat.txt").write_text(f"000001 0.9 11 11 30 30\n{line}\n")
     paths = (str(folder / "det_{}.txt"), str(folder / "Annotations" / "{}.xml"))

@@ -82,6 +82,21 @@ def test_a_sheet_has_the_pictures_asked_for(results_file, tmp_path):
     assert drawn(sheet[-2 * H :, : 2 * W])[80, 20:60].all()
 
 
+def test_null_in_a_prediction_stands_for_nothing(results_file):
+    with open(results_file, encoding="utf-8") as file:
+        results = json.load(file)
+    for result in results:
+        result["keypoints"] = None
+    results[0]["bbox"] = None
+    results[1]["segmentation"] = None
+    results[2].update(bbox=None, segmentation=None)
+    with open(results_file, "w", encoding="utf-8") as file:
+        json.dump(results, file)
+    pictures = [picture for _, picture in pictures_of_results(NAME, results_file)]
+    assert len(pictures) == 5
+    assert drawn(pictures[0]).any() and drawn(pictures[1]).any()
+
+
 def test_a_short_row_is_filled_with_white():
     sheet = contact_sheet([np.zeros((10, 20, 3), np.uint8)] * 3, num_columns=2)
     assert (sheet[-10:, :20] == 0).all() and (sheet[-10:, 20:] == 255).all()

@@ -74,6 +74,29 @@ def test_an_image_without_a_label_map_is_named(stuff, entry):
         DatasetCatalog.remove("stuff_test")
 
 
+def test_scores_that_are_nan_are_refused_with_the_image(stuff):
+    predicted = scores([[0, 0, 1, 1], [0, 0, 1, 1]])
+    predicted[1, 0, 2] = math.nan
+    with pytest.raises(ValueError, match=r"'sem_seg' of image 'image\.jpg' has 1 scores that are NaN"):
+        SemSegEvaluator("stuff_test").process([stuff], [{"sem_seg": predicted}])
+
+
+@pytest.mark.parametrize("shape", [(4, 2, 4), (54, 2, 4), (0, 2, 4), (2, 4)])
+def test_other_numbers_of_classes_are_refused_with_the_image(stuff, shape):
+    with pytest.raises(ValueError, match=r"'sem_seg' of image 'image\.jpg' has shape \(.*'stuff_test' has 3 classes"):
+        SemSegEvaluator("stuff_test").process([stuff], [{"sem_seg": torch.zeros(shape)}])
+
+
+def test_a_map_of_colours_is_refused_as_in_training(stuff, tmp_path):
+    Image.new("RGB", (4, 2), (0, 1, 2)).save(tmp_path / "labels.png")
+    with pytest.raises(ValueError, match=r"labels\.png' holds colours"):
+        SemSegEvaluator("stuff_test").process([stuff], [{"sem_seg": scores([[0] * 4] * 2)}])
+    Image.new("RGB", (4, 2), (1, 1, 1)).save(tmp_path / "labels.png")
+    evaluator = SemSegEvaluator("stuff_test", distributed=False)
+    evaluator.process([stuff], [{"sem_seg": scores([[1] * 4] * 2)}])
+    assert evaluator.evaluate()["sem_seg"]["pACC"] == 100
+
+
 def test_a_data_set_without_stuff_classes_is_refused():
     with pytest.raises(ValueError, match="stuff_classes"):
         SemSegEvaluator("stuff_test_unknown")

@@ -10,7 +10,7 @@ import tempfile
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from detlab.utils.image import convert_image_to_rgb, convert_PIL_to_numpy, read_image, read_label_map
 from tests.fuzz import mutate_bytes
@@ -108,6 +108,41 @@ def test_what_is_no_image_is_named(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"page\.jpg.*not an image"):
         read_image(str(path))
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n(ran) print\n%%EOF\n"
+
+
+def test_no_program_is_started_for_an_image_whatever_its_name(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args, **options: started.append(args))
+    monkeypatch.setattr(subprocess, "Popen", lambda *args, **options: started.append(args))
+    path = tmp_path / "image.jpg"
+    path.write_bytes(EPS)
+    with pytest.raises(ValueError, match=r"image\.jpg' holds EPS, which is not an image that is read here \(JPEG, PNG"):
+        read_image(str(path), "BGR")
+    assert not started
+
+
+@pytest.mark.parametrize("content", [b"\xd7\xcd\xc6\x9a" + bytes(100), b"8BPS" + bytes(100), b"SIMPLE  =" + b" " * 100])
+def test_formats_other_than_those_of_pixels_are_not_opened(tmp_path, content):
+    path = tmp_path / "image.png"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"image\.png' holds (WMF|PSD|FITS), which is not"):
+        read_image(str(path))
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "gif", "tiff", "webp", "ppm", "pgm", "jp2", "mpo"])
+def test_the_formats_of_the_worlds_data_sets_are_read(tmp_path, suffix):
+    path = tmp_path / f"image.{suffix}"
+    Image.new("L" if suffix == "pgm" else "RGB", (20, 10)).save(path)
+    assert read_image(str(path), "BGR").shape == (10, 20, 3)
+
+
+def test_a_name_longer_than_any_file_has_is_one_that_does_not_exist(tmp_path):
+    with pytest.raises(FileNotFoundError, match="does not exist; check 'file_name'") as caught:
+        read_image(str(tmp_path / ("a" * 5000)))
+    assert len(str(caught.value)) < 500
 
 
 def test_an_unknown_format_is_named(pixels):
@@ -208,6 +243,14 @@ class TestLabelMaps:
         labels = np.arange(6, dtype=np.uint8).reshape(2, 3)
         Image.fromarray(np.repeat(labels[:, :, None], 3, axis=2)).save(tmp_path / "labels.png")
         assert np.array_equal(read_label_map(str(tmp_path / "labels.png")), labels)
+
+    @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LAB", "CMYK", "LA"])
+    def test_colours_are_refused_with_the_name_of_the_file(self, tmp_path, mode):
+        path = tmp_path / "labels.tiff"
+        color = {"LA": (1, 255), "RGB": (1, 2, 2), "LAB": (1, 2, 3)}.get(mode, (1, 2, 3, 4))
+        Image.new(mode, (3, 2), color).save(path)
+        with pytest.raises(ValueError, match=rf"labels\.tiff' holds colours \(mode '{mode}'\)"):
+            read_label_map(str(path))
 
     def test_floats_are_refused(self, tmp_path):
         Image.fromarray(np.zeros((2, 3), np.float32)).save(tmp_path / "labels.tiff")

@@ -11,12 +11,14 @@ from pycocotools import mask as coco_mask
 
 from detlab.utils import mask_codes
 from detlab.utils.mask_codes import (
+    MAX_CORNERS,
     checked_objects,
     checked_polygons,
     checked_rle,
     decode_rle,
     draw_polygons,
     encode_bitmap,
+    find_bad_code,
     polygons_to_rle,
     rle_area,
     with_bounded_outlines,
@@ -128,6 +130,22 @@ class TestRunLengths:
         for dtype in (np.uint8, np.int32, np.uint64):
             assert rle_area({"size": [10, 1], "counts": np.array([2, 3, 0, 3, 2], dtype=dtype)}) == 6
 
+    @pytest.mark.parametrize("bad", ["", "\ud800zz", "abc", "é0", "0/", "0 0", "PPPPPPPP0", "0p"])
+    @pytest.mark.parametrize("place", [0, 1, 2])
+    def test_a_text_that_cannot_be_a_code_is_found_without_decoding(self, bad, place):
+        sound = coco_mask.encode(np.asfortranarray(np.eye(300, 400, dtype=np.uint8)))["counts"].decode()
+        codes = [sound, sound]
+        assert find_bad_code(codes) is None
+        codes.insert(place, bad)
+        assert find_bad_code(codes) == place
+
+    def test_no_text_is_found_at_fault_that_is_decoded(self):
+        rng = np.random.default_rng(0)
+        bitmaps = [random_bitmap(rng, *rng.integers(1, 2000, 2)) for _ in range(30)]
+        codes = [encode_bitmap(bitmap)["counts"].decode() for bitmap in bitmaps]
+        assert find_bad_code(codes) is None
+        assert find_bad_code([]) is None
+
     def test_encoding_takes_any_bitmap(self):
         bitmap = np.random.default_rng(0).random((5, 7)) > 0.5
         for given in (bitmap, bitmap.astype(np.float32), bitmap.astype(np.uint8) * 255):
@@ -194,7 +212,7 @@ class TestPolygons:
         assert draw_polygons([[], []], 4, 5).shape == (2, 4, 5)
 
     def test_ordinary_polygons_take_the_path_of_the_coco_tools(self, monkeypatch):
-        monkeypatch.setattr(mask_codes, "runs_of_polygon", None)
+        monkeypatch.setattr(mask_codes, "runs_of_polygons", None)
         square = np.array(SQUARE)
         drawn = draw_polygons([[square, square + 20], [], [square * 50 - 300]], 40, 30)
         for bitmap, own in zip(drawn, ([square, square + 20], None, [square * 50 - 300])):
@@ -227,6 +245,42 @@ class TestPolygons:
         zigzag = np.stack([np.arange(20_000) % 2 * 1000.0, np.linspace(0, 50, 20_000)], axis=1).reshape(-1)
         outcome = run_limited(draw_polygons, [[zigzag]], 50, 1000, seconds=20, more_bytes=200 * MEBIBYTE)
         assert outcome.error == ""
+
+    @pytest.mark.parametrize(
+        "make",
+        [
+            lambda rng: [rng.uniform(-3e7, 3e7, 40_000)],
+            lambda rng: list(rng.uniform(0, 640, (5000, 6))),
+            lambda rng: list(rng.uniform(0, 640, (20_000, 1)) + [0, 0, 9, 0, 9, 9]),
+            lambda rng: [rng.uniform(0, 480, 100_000)],
+        ],
+    )
+    def test_many_corners_or_polygons_take_the_time_that_the_canvas_allows(self, make):
+        polygons = make(np.random.default_rng(0))
+        assert run_limited(draw_polygons, [polygons], 480, 640, seconds=15, more_bytes=400 * MEBIBYTE).error == ""
+
+    def test_many_polygons_take_the_path_that_unites_them_at_once(self, monkeypatch):
+        rng = np.random.default_rng(0)
+        own = list(rng.uniform(0, 50, (300, 1)) + [0, 0, 9, 0, 9, 9])
+        expected = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(own, 60, 70)))
+        monkeypatch.setattr(mask_codes, "_codes_by_coco", None)
+        assert np.array_equal(draw_polygons([own], 60, 70)[0], expected)
+
+    def test_more_corners_than_any_outline_needs_are_refused(self):
+        corners = np.zeros(2 * MAX_CORNERS)
+        assert len(checked_polygons([corners], "here")) == 1
+        with pytest.raises(
+            ValueError, match=r"^here: the polygons of an object have 65539 corners together, more than"
+        ):
+            checked_polygons([corners, SQUARE[:6]], "here")
+
+    def test_transforms_may_move_and_cut_what_a_file_was_allowed(self):
+        moved = [[1.25, 1.25, 1.25e9, 1.25, 10, 10], np.zeros(2 * MAX_CORNERS + 2)]
+        (checked,) = checked_objects([moved], lambda _: "here", are_moved=True)
+        assert checked[0].tolist() == moved[0]
+        for value in (np.nan, np.inf, 1e13):
+            with pytest.raises(ValueError, match="here: a polygon has y = "):
+                checked_objects([[[0, 0, 5, 0, 5, value]]], lambda _: "here", are_moved=True)
 
     @pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
     def test_what_became_no_place_is_refused_before_it_is_drawn(self, value):

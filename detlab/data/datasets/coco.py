@@ -7,7 +7,6 @@ A loaded dataset is a list of dictionaries, one for each image, in the standard 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 from collections import defaultdict
@@ -22,7 +21,7 @@ from detlab.data.datasets.coco_format import CocoContent, class_indices, read_co
 from detlab.data.datasets.entries import Entries, shown
 from detlab.data.datasets.standard_format import check_standard_format
 from detlab.structures.boxes import BoxMode
-from detlab.utils.file_io import PathManager, locked, write_json
+from detlab.utils.file_io import PathManager, json_bytes, locked, write_atomically
 from detlab.utils.garbage import no_garbage_collection
 from detlab.utils.mask_codes import checked_rle, encode_bitmap, rle_area
 
@@ -281,7 +280,7 @@ def convert_to_coco_dict(dataset_name: str) -> dict[str, Any]:
 
 
 def _fingerprint(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode("ascii")).hexdigest()
+    return hashlib.sha256(json_bytes(content)).hexdigest()
 
 
 def _plain(number: Any) -> Any:
@@ -369,19 +368,29 @@ def convert_to_coco_json(dataset_name: str, output_file: str, allow_cached: bool
     Args:
         dataset_name: what to write.
         output_file: a local path. The file appears whole or not at all.
-        allow_cached: leave a file that is there already as it is, if it was made of the same images, annotations and
-            classes, by the fingerprint in its ``info``. Any other is replaced.
+        allow_cached: leave a file that is there already as it is, if it holds, byte for byte, what would be written.
+            Any other is replaced, with a warning: one that was made of other images, annotations or classes, that is
+            cut off, or that was changed since.
     """
     with locked(output_file):
         content = convert_to_coco_dict(dataset_name)
-        if allow_cached and os.path.exists(output_file):
-            if content["info"]["fingerprint"] in _head_of(output_file):
+        data = json_bytes(content)
+        if allow_cached and os.path.isfile(output_file):
+            difference = _difference_of_file(output_file, data, content["info"]["fingerprint"])
+            if difference is None:
                 logger.info(f"{output_file} is what {dataset_name!r} would be converted to, and stays as it is")
                 return
-            logger.warning(f"{output_file} was made of other annotations than {dataset_name!r} has now; it is replaced")
-        write_json(output_file, content)
+            logger.warning(f"{output_file} {difference} {dataset_name!r} has now; it is replaced")
+        with write_atomically(output_file) as stream:
+            stream.write(data)
 
 
-def _head_of(path: str) -> str:
+def _difference_of_file(path: str, data: bytes, fingerprint: str) -> str | None:
+    """What is to be said of a file that does not hold ``data``; None if it does."""
     with open(path, "rb") as stream:
-        return stream.read(LENGTH_OF_HEAD).decode("utf-8", "replace")
+        written = stream.read(len(data) + 1)
+    if written == data:
+        return None
+    if fingerprint.encode("ascii") not in written[:LENGTH_OF_HEAD]:
+        return "was made of other annotations than"
+    return "is cut off, or was changed after it had been made of the annotations that"

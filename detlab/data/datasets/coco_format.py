@@ -9,8 +9,10 @@ Shapes: N annotations; boxes of D numbers, 4, or 5 where they are rotated.
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from itertools import chain, compress, repeat
 from typing import Any, NamedTuple
@@ -19,11 +21,13 @@ import numpy as np
 
 from detlab.data.datasets.annotation_file import read_annotations
 from detlab.data.datasets.coco_masks import check_masks
-from detlab.data.datasets.entries import Dropped, Entries, are_within, is_number, shown
+from detlab.data.datasets.entries import NUM_EXAMPLES, Dropped, Entries, are_within, is_number, shown
 from detlab.utils.garbage import no_garbage_collection
 from detlab.utils.mask_codes import MAX_COORDINATE
 
-__all__ = ["CocoContent", "checked_coco", "class_indices", "read_coco"]
+__all__ = ["CocoContent", "checked_coco", "class_indices", "distinct_names", "read_coco"]
+
+logger = logging.getLogger(__name__)
 
 # Sizes beyond it do not fit the integers of image libraries.
 LARGEST_SIDE = 2**31 - 1
@@ -72,7 +76,8 @@ def checked_coco(content: Any, source: str, *, for_evaluation: bool = False) -> 
     official evaluation they are objects that nothing finds.
 
     Spelled as the format has it: ids like 3.0 become whole, true and false in ``iscrowd`` 1 and 0; null stands for
-    nothing. An ``area`` that is negative or not finite is taken out, as if it were missing.
+    nothing. An ``area`` that is negative or not finite is taken out, as if it were missing. Categories of the same name
+    are told apart by their ids, with a warning.
 
     Args:
         content: as json has it; lists and dictionaries become part of the result and are changed.
@@ -152,6 +157,35 @@ def _check_sides(images: Entries, key: str) -> None:
 def _check_categories(categories: Entries) -> None:
     categories.check_unique(categories.check_ids("id", "a category's id"))
     categories.check_text("name", "a category's name", optional=True)
+    names = {entry["id"]: entry["name"] for entry in categories.all if entry.get("name") is not None}
+    told_apart = distinct_names(names)
+    changed = [told_apart[number] for number in names if told_apart[number] != names[number]]
+    if not changed:
+        return
+    logger.warning(
+        f"{len(changed)} categories in {categories.source} share their names with others; here they are called "
+        f"{', '.join(map(shown, changed[:NUM_EXAMPLES]))}{', ...' if len(changed) > NUM_EXAMPLES else ''}"
+    )
+    for entry in categories.all:
+        if entry["id"] in told_apart:
+            entry["name"] = told_apart[entry["id"]]
+
+
+def distinct_names(names: Mapping[Any, str]) -> dict[Any, str]:
+    """The names of categories by id, where those that several share have the id added: ``"cell (id 3)"``.
+
+    Results are told by the names, so that of equal ones only the last would be seen.
+    """
+    counts = Counter(names.values())
+    taken = set(counts)
+    result = dict(names)
+    for number, name in names.items():
+        if counts[name] > 1:
+            while name in taken:
+                name = f"{name} (id {number})"
+            taken.add(name)
+            result[number] = name
+    return result
 
 
 # -------------------------------------------------------------------------------------------------- annotations

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from detlab.data.datasets.entries import Entries, are_within, is_number
-from detlab.utils.mask_codes import MAX_COORDINATE, checked_rle
+from detlab.utils.mask_codes import MAX_COORDINATE, MAX_CORNERS, check_corners, checked_rle, find_bad_code
 
 __all__ = ["check_masks"]
 
@@ -30,15 +30,15 @@ def check_masks(annotations: Entries, sizes: np.ndarray, decode_all: bool) -> di
     Args:
         annotations: N, changed.
         sizes: (N, 2) width and height of their images; NaN where they are unknown.
-        decode_all: look into compressed run lengths too, which takes longer than reading their file. Where it is not
-            done, only their size is compared, and whoever decodes them has to look.
+        decode_all: add up compressed run lengths too, which takes longer than reading their file. Where it is not
+            done, their size is compared and their text looked through, and whoever decodes them has to add up.
 
     Returns:
         Annotations none of whose polygons encloses anything: their place, and how many coordinates each polygon has.
 
     Raises:
-        ValueError: one is no mask; run lengths are not of the image's size or do not fill it; or an image is too large
-            for masks.
+        ValueError: one is no mask; run lengths are not of the image's size or do not fill it; polygons have more
+            corners than are drawn; or an image is too large for masks.
     """
     masks = annotations.check_types("segmentation", (list, dict), CURE, optional=True)
     for place in np.flatnonzero(sizes.prod(axis=1) >= MOST_PIXELS).tolist():
@@ -46,24 +46,45 @@ def check_masks(annotations: Entries, sizes: np.ndarray, decode_all: bool) -> di
             width, height = sizes[place].astype(int).tolist()
             cure = f"its image is {width} by {height} pixels, too many for masks; cut it into tiles"
             annotations.refuse(place, "segmentation", cure)
-    for place, mask in enumerate(masks):
-        if type(mask) is dict and mask:
-            _check_run_lengths(annotations, place, mask, sizes[place], decode_all)
+    _check_run_lengths(annotations, masks, sizes, decode_all)
+    _check_corners(annotations, masks)
     if _are_sound(list(chain.from_iterable(mask for mask in masks if type(mask) is list))):
         return {}
     unsound = [n for n, mask in enumerate(masks) if type(mask) is list and not _are_sound(mask)]
     return {n: list(map(len, masks[n])) for n in unsound if not _sifted(annotations, n, masks[n])}
 
 
-def _check_run_lengths(
-    annotations: Entries, place: int, mask: dict[str, Any], size: np.ndarray, decode_all: bool
-) -> None:
-    width, height = size.tolist()
-    size_hw = None if math.isnan(width) or math.isnan(height) else (int(height), int(width))
-    if not decode_all and isinstance(mask.get("counts"), str) and mask.get("size") == list(size_hw or ()):
+def _check_run_lengths(annotations: Entries, masks: list[Any], sizes: np.ndarray, decode_all: bool) -> None:
+    texts: dict[int, str] = {}
+    for place, mask in enumerate(masks):
+        if type(mask) is not dict or not mask:
+            continue
+        width, height = sizes[place].tolist()
+        size_hw = None if math.isnan(width) or math.isnan(height) else (int(height), int(width))
+        if not decode_all and isinstance(mask.get("counts"), str) and mask.get("size") == list(size_hw or ()):
+            texts[place] = mask["counts"]
+        else:
+            annotations.all[place]["segmentation"] = checked_rle(mask, size_hw, _where(annotations, place))
+    bad = find_bad_code(list(texts.values()))
+    if bad is not None:
+        place = list(texts)[bad]
+        checked_rle(masks[place], where=_where(annotations, place))
+
+
+def _where(annotations: Entries, place: int) -> str:
+    return f"the mask of {annotations.name_of(place)} in {annotations.source}"
+
+
+def _check_corners(annotations: Entries, masks: list[Any]) -> None:
+    listed = [place for place, mask in enumerate(masks) if type(mask) is list and mask]
+    polygons = [polygon for place in listed for polygon in masks[place]]
+    lengths = np.fromiter((len(p) if type(p) is list else 0 for p in polygons), dtype=np.int64, count=len(polygons))
+    if lengths.sum() <= 2 * MAX_CORNERS:
         return
-    where = f"the mask of {annotations.name_of(place)} in {annotations.source}"
-    annotations.all[place]["segmentation"] = checked_rle(mask, size_hw, where)
+    starts = np.cumsum([0, *(len(masks[place]) for place in listed[:-1])])
+    counts = np.add.reduceat(lengths, starts) // 2
+    for n in np.flatnonzero(counts > MAX_CORNERS).tolist():
+        check_corners(int(counts[n]), _where(annotations, listed[n]))
 
 
 def _sifted(annotations: Entries, place: int, mask: list[Any]) -> list[list[float]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,6 +25,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 IGNORED_LABEL = 255
+IMAGE_ID = re.compile(r"-?[0-9]{1,18}")
 # Panoptic predictions encode class * LABEL_DIVISOR + number of the object within the class.
 LABEL_DIVISOR = 1000
 
@@ -49,7 +51,9 @@ def load_coco_panoptic_json(json_file: str, image_dir: str, gt_dir: str, meta: M
     """
     entries = read_panoptic_entries(json_file)
     ids = entries.column("image_id")
-    entries.refuse_first("image_id", ids, lambda image_id: str(image_id).lstrip("-").isdecimal(), "it is a number")
+    entries.refuse_first(
+        "image_id", ids, lambda image_id: IMAGE_ID.fullmatch(str(image_id)) is not None, "it is a number below 10**18"
+    )
     dicts = [_panoptic_dict(entry, image_dir, gt_dir, meta, json_file) for entry in entries.all]
     if dicts:
         for path in (dicts[0]["file_name"], dicts[0]["pan_seg_file_name"]):

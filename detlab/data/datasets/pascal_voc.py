@@ -7,12 +7,16 @@ import logging
 import math
 import os
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from detlab.data.catalog import DatasetCatalog, DatasetDicts, MetadataCatalog
+from detlab.data.datasets.coco_format import LARGEST_SIDE
+from detlab.data.datasets.entries import shown
 from detlab.structures.boxes import BoxMode
 from detlab.utils.file_io import PathManager, read_text
+from detlab.utils.mask_codes import MAX_COORDINATE
 
 __all__ = ["CLASS_NAMES", "load_voc_instances", "register_pascal_voc"]
 
@@ -60,9 +64,16 @@ def read_image_set(path: str) -> list[str]:
 
     Raises:
         FileNotFoundError: there is no such list.
-        ValueError: it is not text in UTF-8.
+        ValueError: it is not text in UTF-8, or has an image more than once.
     """
-    return [line.split()[0] for line in read_text(path, "list of images").splitlines() if line.strip()]
+    image_ids = [line.split()[0] for line in read_text(path, "list of images").splitlines() if line.strip()]
+    repeated = [image_id for image_id, count in Counter(image_ids).items() if count > 1]
+    if repeated:
+        raise ValueError(
+            f"the list of images {path} has {len(repeated)} images more than once, such as {shown(repeated[0])}; list "
+            "each once"
+        )
+    return image_ids
 
 
 class VocObject(NamedTuple):
@@ -85,11 +96,11 @@ class VocAnnotation(NamedTuple):
         """``width`` or ``height`` of the image.
 
         Raises:
-            ValueError: it is not there, or no positive whole number.
+            ValueError: it is not there, or no whole number from 1 to 2**31 - 1.
         """
         side = _number(self.root, f"size/{name}")
-        if side < 1 or side != int(side):
-            raise ValueError(f"<size/{name}> is {side:g}; it is a whole number of pixels, 1 or more")
+        if not 1 <= side <= LARGEST_SIDE or side != int(side):
+            raise ValueError(f"<size/{name}> is {side:g}; it is a whole number of pixels, 1 or more, below 2**31")
         return int(side)
 
 
@@ -105,8 +116,9 @@ def read_voc_annotation(xml_file: str) -> VocAnnotation:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no xml, has a document type, or an object lacks something or has text in the place of a
-            number; the message names the file.
+        ValueError: it is no xml, has a document type, or an object lacks something, has text in the place of a number,
+            a corner that is not finite or beyond 1e9, or a ``difficult`` or ``truncated`` that is neither 0 nor 1; the
+            message names the file.
     """
     if not PathManager.isfile(xml_file):
         raise FileNotFoundError(f"the annotation file {xml_file} does not exist")
@@ -127,9 +139,25 @@ def naming(xml_file: str) -> Iterator[None]:
 
 
 def _voc_object(node: ElementTree.Element) -> VocObject:
-    x1, y1, x2, y2 = (_number(node, f"bndbox/{corner}") for corner in ("xmin", "ymin", "xmax", "ymax"))
-    truncated, difficult = (int(_number(node, flag, missing=0)) for flag in ("truncated", "difficult"))
+    x1, y1, x2, y2 = (_coordinate(node, f"bndbox/{corner}") for corner in ("xmin", "ymin", "xmax", "ymax"))
+    truncated, difficult = (_flag(node, name) for name in ("truncated", "difficult"))
     return VocObject(_text(node, "name"), node.findtext("pose"), truncated, difficult, (x1, y1, x2, y2))
+
+
+def _coordinate(node: ElementTree.Element, path: str) -> float:
+    number = _number(node, path)
+    if abs(number) > MAX_COORDINATE:
+        raise ValueError(
+            f"<{path}> of <{node.tag}> is {number:g}; coordinates are pixels, not beyond {MAX_COORDINATE:g}"
+        )
+    return number
+
+
+def _flag(node: ElementTree.Element, path: str) -> int:
+    number = _number(node, path, missing=0)
+    if number not in (0, 1):
+        raise ValueError(f"<{path}> of <{node.tag}> is {number:g}; it is 0 or 1")
+    return int(number)
 
 
 def _text(node: ElementTree.Element, path: str) -> str:

@@ -2,6 +2,7 @@ import json
 import logging
 import math
 import os
+import re
 import threading
 
 import numpy as np
@@ -275,6 +276,32 @@ def test_a_file_that_was_written_of_other_annotations_is_replaced(name, tmp_path
     convert_to_coco_json(name, str(output))
     assert json.loads(output.read_text()) == convert_to_coco_dict(name) != before
     assert f"{output} was made of other annotations" in caplog.text
+
+
+@pytest.mark.parametrize("change", ["box", "half", "empty", "more"])
+def test_a_written_file_that_was_changed_or_cut_since_is_replaced(name, tmp_path, change, caplog):
+    box = {"bbox": [1, 2, 3, 4], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
+    image = {"file_name": "a.jpg", "height": 10, "width": 12, "image_id": 5}
+    image["annotations"] = [dict(box) for _ in range(200)]
+    DatasetCatalog.register(name, lambda: [image])
+    MetadataCatalog.get(name).thing_classes = ["a"]
+    path = tmp_path / "out.json"
+    convert_to_coco_json(name, str(path))
+    whole = path.read_bytes()
+    spoiled = {
+        "box": whole[:-5000] + whole[-5000:].replace(b"[1.0,2.0,3.0,4.0]", b"[9.0,2.0,3.0,4.0]", 1),
+        "half": whole[: len(whole) // 2],
+        "empty": b"",
+        "more": whole + b" ",
+    }[change]
+    assert spoiled != whole
+    path.write_bytes(spoiled)
+    caplog.clear()
+    convert_to_coco_json(name, str(path))
+    assert path.read_bytes() == whole
+    assert re.search(
+        r"out\.json (is cut off, or was changed|was made of other annotations).* it is replaced", caplog.text
+    )
 
 
 def test_a_cached_file_without_a_fingerprint_is_replaced(name, tmp_path):

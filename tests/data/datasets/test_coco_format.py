@@ -211,6 +211,22 @@ def test_compressed_run_lengths_are_looked_into_for_evaluation():
         checked_coco(changed("annotations", segmentation={**broken, "size": [20, 23]}), FILE)
 
 
+@pytest.mark.parametrize("counts", ["", "\ud800zz", "not a code", "P"])
+def test_a_text_that_no_run_lengths_can_be_read_from_is_refused_at_loading(counts):
+    made = content(annotation(1, segmentation=RUNS), annotation(2, segmentation={"size": [20, 22], "counts": counts}))
+    with pytest.raises(ValueError, match=f"the mask of annotation 2 of image 1 in {FILE}: "):
+        checked_coco(made, FILE)
+
+
+@BOTH
+def test_more_corners_than_are_drawn_are_refused_at_loading_with_the_annotation(for_evaluation):
+    made = content(annotation(1), annotation(2, segmentation=[POLYGON, [1.0] * 80_000, [2.0] * 60_000]), annotation(3))
+    with pytest.raises(
+        ValueError, match=f"the mask of annotation 2 of image 1 in {FILE}: .* have 70004 corners together"
+    ):
+        checked_coco(made, FILE, for_evaluation=for_evaluation)
+
+
 def test_ids_of_images_may_be_text():
     made = content(annotation(1, "a"))
     made["images"] = [{"id": name, "file_name": f"{name}.jpg", "height": 20, "width": 20} for name in "ab"]
@@ -232,6 +248,16 @@ def test_hidden_annotations_are_told_from_none():
     assert checked_coco(made, FILE).annotations == []
     del made["annotations"]
     assert checked_coco(made, FILE).annotations is None
+
+
+@BOTH
+def test_categories_of_one_name_are_told_apart_by_their_ids(for_evaluation, caplog):
+    names = ["cell", "cell", "cell (id 1)", "other"]
+    made = content(categories=[{"id": number, "name": name} for number, name in enumerate(names)])
+    read = checked_coco(made, FILE, for_evaluation=for_evaluation)
+    changed_names = [category["name"] for category in read.categories]
+    assert changed_names == ["cell (id 0)", "cell (id 1) (id 1)", "cell (id 1)", "other"]
+    assert f"2 categories in {FILE} share their names with others; here they are called 'cell (id 0)'" in caplog.text
 
 
 def test_a_category_that_is_not_listed_is_named():

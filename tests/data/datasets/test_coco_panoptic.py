@@ -54,6 +54,16 @@ def test_an_unknown_category_is_refused(files):
         load_coco_panoptic_json(files["panoptic_json"], files["image_root"], files["panoptic_root"], metadata)
 
 
+@pytest.mark.parametrize("image_id", ["--5", "-", "5-", "7" * 5000, 10**18, "²"])
+def test_an_image_id_that_is_no_number_is_refused_by_name(tmp_path, image_id):
+    path = tmp_path / "panoptic.json"
+    entry = {"image_id": image_id, "file_name": "a.png", "segments_info": []}
+    path.write_text(json.dumps({"annotations": [entry]}))
+    with pytest.raises(ValueError, match=r"panoptic\.json has 'image_id': .*; it is a number") as caught:
+        load_coco_panoptic_json(str(path), "images", "maps", {})
+    assert len(str(caught.value)) < 1000
+
+
 def test_a_missing_folder_is_named(files, tmp_path):
     with pytest.raises(FileNotFoundError, match=str(tmp_path)):
         load_coco_panoptic_json(

@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 
 import pytest
 
@@ -79,6 +80,13 @@ def test_what_is_wrong_names_the_file(voc):
             None,
             "<truncated> .* 'perhaps'",
         ),
+        (OBJECT.format(name="cat", x="1e300"), None, "<bndbox/xmin> of <object> is 1e[+]300; coordinates are pixels"),
+        (OBJECT.format(name="cat", x="-1e300"), None, "<bndbox/xmin> of <object> is -1e[+]300"),
+        *(
+            (OBJECT.replace("<difficult>0", f"<difficult>{flag}").format(name="cat", x=1), None, "<difficult> .*0 or 1")
+            for flag in ("7", "0.5", "-1", "1e300")
+        ),
+        ("", "<size><width>1e300</width><height>8</height></size>", "<size/width> is 1e[+]300; it is a whole number"),
         ("", "<size><width>0</width><height>8</height></size>", "<size/width> is 0; it is a whole number"),
         ("", "<size><width>9</width><height>8.5</height></size>", "<size/height> is 8.5"),
     ],
@@ -86,6 +94,13 @@ def test_what_is_wrong_names_the_file(voc):
 def test_what_an_object_lacks_is_told_with_the_file(voc, objects, size, message):
     folder = voc(objects) if size is None else voc(objects, size=size)
     with pytest.raises(ValueError, match=rf"0001\.xml: .*{message}"):
+        load_voc_instances(folder, "train", ["cat"])
+
+
+def test_an_image_that_is_listed_twice_is_refused_with_the_list(voc):
+    folder = voc(OBJECT.format(name="cat", x=1))
+    (Path(folder) / "ImageSets/Main/train.txt").write_text("0001\n0001 1\n")
+    with pytest.raises(ValueError, match=r"train\.txt has 1 images more than once, such as '0001'"):
         load_voc_instances(folder, "train", ["cat"])
 
 
