@@ -27,6 +27,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
 __all__ = ["conv2d"]
 
@@ -69,9 +70,16 @@ def _has_much_to_do_backward(x: Tensor, weight: Tensor, padding: Size | str, gro
         and x.dim() == 4
         and not isinstance(padding, str)
         and not torch.is_autocast_enabled("cpu")
+        and not _has_tangent(x)
+        and not _has_tangent(weight)
         and x.is_contiguous(memory_format=torch.channels_last)
         and not x.is_contiguous()
     )
+
+
+def _has_tangent(tensor: Tensor) -> bool:
+    """Whether forward-mode differentiation goes on, which torch's own convolution can do."""
+    return forward_ad.unpack_dual(tensor).tangent is not None
 
 
 class _Geometry(NamedTuple):

@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,8 +15,9 @@ __all__ = ["Memo"]
 
 class _Kept(NamedTuple):
     sources: tuple[weakref.ref[Tensor], ...]
-    # Of each source: where it lies and how often it was written to.
+    # Of each source: where it lies and how often it was written to; and some of its numbers.
     state: tuple[tuple[int, int], ...]
+    numbers: tuple[np.ndarray | None, ...]
     context: Hashable
     values: tuple[Tensor, ...]
 
@@ -24,7 +26,10 @@ class Memo:
     """Tensors computed from others that rarely change, such as the buffers of a module, and anew when they have.
 
     A change is another tensor in the place of a source, another storage, or a write in place, by the version that
-    autograd counts. A write through ``.data`` or numpy is not counted; :meth:`forget` is for those who do that.
+    autograd counts. A write through ``.data`` or numpy, as in averages of weights, is not counted. So on a CPU the
+    numbers are looked at as well: all of a small tensor, of a large one the first of each row and of each column, which
+    tells a write to all of it, to a filter or to a channel. On other devices, where looking is waiting, nothing is kept
+    of a large one.
 
     Nothing is kept of sources that take part in a gradient, and nothing where a stale value could stay behind: while a
     graph is compiled or captured, of sources without a version (made in inference mode), of tensors of other kinds
@@ -51,8 +56,10 @@ class Memo:
             return make()
         kept = self._kept
         if kept is not None and kept.context == context and len(kept.sources) == len(sources):
-            for ref, state, source in zip(kept.sources, kept.state, sources):
+            for ref, state, numbers, source in zip(kept.sources, kept.state, kept.numbers, sources):
                 if ref() is not source or state != (source.data_ptr(), source._version):
+                    break
+                if numbers is not None and not np.array_equal(numbers, _some_numbers(source), equal_nan=True):
                     break
             else:
                 return kept.values
@@ -65,9 +72,10 @@ class Memo:
         # Values made in inference mode could not take part in a later training step.
         with torch.inference_mode(False), torch.no_grad():
             values = make()
-        if all(map(_counts_versions, sources)) and all(type(value) is Tensor for value in values):
+        if all(map(_can_be_watched, sources)) and all(type(value) is Tensor for value in values):
             state = tuple((source.data_ptr(), source._version) for source in sources)
-            self._kept = _Kept(tuple(map(weakref.ref, sources)), state, context, values)
+            numbers = tuple(map(_some_numbers, sources))
+            self._kept = _Kept(tuple(map(weakref.ref, sources)), state, numbers, context, values)
         return values
 
     def forget(self) -> None:
@@ -81,7 +89,24 @@ class Memo:
         return Memo, ()
 
 
-def _counts_versions(source: Tensor) -> bool:
+# What is looked at as a whole, and kept on any device: the tensors of a norm.
+_FEW_NUMBERS = 1 << 13
+
+
+def _can_be_watched(source: Tensor) -> bool:
     if type(source) not in (Tensor, nn.Parameter) or source.is_inference():
         return False
-    return not (source.is_cuda and torch.cuda.is_current_stream_capturing())
+    if source.device.type == "cpu":
+        return source.dtype in (torch.float32, torch.float64)
+    return source.numel() <= _FEW_NUMBERS and not (source.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
+def _some_numbers(source: Tensor) -> np.ndarray | None:
+    """All numbers of a small tensor, of a large one the first of each row and column; None where looking is waiting."""
+    if source.device.type != "cpu":
+        return None
+    values = source.detach().numpy()
+    if values.size <= _FEW_NUMBERS:
+        return values.copy()
+    first = (0,) * (values.ndim - 2)
+    return np.concatenate((values[:, 0][(slice(None), *first)], values[0][(slice(None), *first)]))

@@ -9,6 +9,7 @@ wants the objects of one image indexes the batch, as if it were a list of :class
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
@@ -325,6 +326,20 @@ class ObjectBatch(Sequence[Instances]):
             batch.refer_to(self._objects.to(device), self._rows.to(device))
         return batch
 
+    def check_complete(self) -> None:
+        """Refuse objects that lack a field which those of another image have.
+
+        Raises:
+            ValueError: says which field and image.
+        """
+        for name, images in self._absent.items():
+            for i in sorted(images):
+                if self.counts is None or self.counts[i] > 0:
+                    raise ValueError(
+                        f"image {i} of the batch has objects without the field '{name}', which those of other images "
+                        "have; give all images of a batch the same fields"
+                    )
+
     def of_tensors_alone(self, image_sizes: Tensor) -> ObjectBatch:
         """The same batch without numbers on the host, which a compiled model would be specialised for.
 
@@ -572,8 +587,12 @@ def batch_on_device(instances: Sequence[Instances], device: torch.device) -> Obj
     Args:
         instances: of N images.
         device: where the model is.
+
+    Raises:
+        ValueError: an image has objects without a field that those of another image have.
     """
     batch = as_batch(instances)
+    batch.check_complete()
     return batch if batch.device == device else batch.to(device)
 
 
@@ -601,7 +620,7 @@ def _pad(instances: list[Instances]) -> ObjectBatch:
         if not _stackable(values, tensors):
             loose[name] = LooseField(values)
             continue
-        fields[name] = _stack([t for t in tensors if t is not None], tensors, counts)
+        fields[name] = _stack(_of_one_dtype([t for t in tensors if t is not None]), tensors, counts)
         kinds[name] = next(type(v) for v in values if v is not None)
     device = next((x.device for x in fields.values()), torch.device("cpu"))
     num_places = max(1, *counts) if counts else 1
@@ -626,12 +645,18 @@ def _stackable(values: list[Any], tensors: list[Tensor | None]) -> bool:
         return False
     found = cast(list[Tensor], there)
     kinds = {type(v) for v in values if v is not None}
-    return len(kinds) == 1 and len({(t.shape[1:], t.dtype, t.device) for t in found}) == 1
+    return len(kinds) == 1 and len({(t.shape[1:], t.device) for t in found}) == 1
+
+
+def _of_one_dtype(tensors: list[Tensor]) -> list[Tensor]:
+    """The tensors in the type that holds the numbers of all."""
+    dtype = functools.reduce(torch.promote_types, (t.dtype for t in tensors))
+    return [t.to(dtype) for t in tensors]
 
 
 def _stack(there: list[Tensor], tensors: list[Tensor | None], counts: list[int]) -> Tensor:
-    """(N, max(P, 1), ...), zeros where there is nothing."""
-    like = there[0]
-    rows = [like.new_zeros((count, *like.shape[1:])) if t is None else t for t, count in zip(tensors, counts)]
+    """(N, max(P, 1), ...), the tensors that are there and zeros where there is nothing."""
+    like, values = there[0], iter(there)
+    rows = [like.new_zeros((c, *like.shape[1:])) if t is None else next(values) for t, c in zip(tensors, counts)]
     stacked = pad_sequence(rows, batch_first=True)
     return stacked if stacked.shape[1] > 0 else stacked.new_zeros((len(rows), 1, *like.shape[1:]))

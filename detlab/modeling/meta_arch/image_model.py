@@ -57,9 +57,14 @@ class ImageModel(nn.Module):
             pin_memory=self.device.type == "cuda" and torch.cuda.is_available() and not tensors[0].is_cuda,
         ).to(self.device, non_blocking=True)
         if all(size == images.tensor.shape[-2:] for size in images.image_sizes):
-            return ImageList((images.tensor - self.pixel_mean) / self.pixel_std, images.image_sizes)
+            return ImageList(self._scaled(images.tensor), images.image_sizes)
         sizes = sizes_tensor(images.image_sizes, self.pixel_mean)
         return ImageList(self.normalize(images.tensor, sizes), images.image_sizes)
+
+    def _scaled(self, images: Tensor) -> Tensor:
+        """Of zero mean, in the model's type, whatever the type of the images."""
+        images = images.to(self.pixel_mean.dtype) if images.is_floating_point() else images
+        return (images - self.pixel_mean) / self.pixel_std
 
     def normalize(self, images: Tensor, image_sizes: Tensor) -> Tensor:
         """What the backbone sees of padded images: of zero mean, with zeros in the padding.
@@ -68,7 +73,7 @@ class ImageModel(nn.Module):
             images: (N, C, H, W).
             image_sizes: (N, 2), height and width of the part that is the image.
         """
-        normalized = (images - self.pixel_mean) / self.pixel_std
+        normalized = self._scaled(images)
         height, width = images.shape[-2:]
         below = torch.arange(height, device=images.device) >= image_sizes[:, 0:1]
         right = torch.arange(width, device=images.device) >= image_sizes[:, 1:2]

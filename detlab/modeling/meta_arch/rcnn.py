@@ -186,6 +186,8 @@ class GeneralizedRCNN(ImageModel):
         notes = notes_of(proposals)
         proposals = with_notes(proposals, notes)
         notes.pictures = {} if with_pictures else None
+        if not takes_padded(self.roi_heads):
+            proposals, targets = unpad_for(False, proposals), unpad_for(False, targets)
         sampled, head_losses = self.roi_heads(images, features, proposals, targets)
         measured = {**notes.measured, **notes_of(sampled).measured}
         return TrainingStep({**head_losses, **proposal_losses}, proposals, measured, notes.pictures)
