@@ -38,6 +38,7 @@ def label_boxes(matcher: Matcher, boxes: Boxes | Tensor, targets: ObjectBatch) -
         The place of the best object, (N, S) int64, 0 where there is none; and the labels, (N, S) int8: 1 positive,
         0 negative, -1 ignored.
     """
+    targets.require("gt_boxes")
     tensor = boxes if isinstance(boxes, Tensor) else boxes.tensor
     tensor = tensor[None] if tensor.dim() == 2 else tensor
     return matcher.match_batch(targets.tensor("gt_boxes"), targets.valid, tensor)

@@ -326,19 +326,19 @@ class ObjectBatch(Sequence[Instances]):
             batch.refer_to(self._objects.to(device), self._rows.to(device))
         return batch
 
-    def check_complete(self) -> None:
-        """Refuse objects that lack a field which those of another image have.
+    def require(self, name: str) -> None:
+        """Refuse objects that lack a field which those of another image have; as far as the host knows, without a wait.
 
         Raises:
             ValueError: says which field and image.
         """
-        for name, images in self._absent.items():
-            for i in sorted(images):
-                if self.counts is None or self.counts[i] > 0:
-                    raise ValueError(
-                        f"image {i} of the batch has objects without the field '{name}', which those of other images "
-                        "have; give all images of a batch the same fields"
-                    )
+        holder = self if name in self.names or self._objects is None else self._objects
+        lacking = [i for i in sorted(holder._absent.get(name, ())) if holder.counts is not None and holder.counts[i]]
+        if lacking:
+            raise ValueError(
+                f"image {lacking[0]} of the batch has objects without the field '{name}', which those of other images "
+                "have; give the objects of all images the same fields"
+            )
 
     def of_tensors_alone(self, image_sizes: Tensor) -> ObjectBatch:
         """The same batch without numbers on the host, which a compiled model would be specialised for.
@@ -422,6 +422,11 @@ class ObjectBatch(Sequence[Instances]):
 
     def __radd__(self, other: Iterable[Instances]) -> list[Instances]:
         return [*other, *self]
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("append", "extend", "insert", "pop", "remove", "clear", "sort", "reverse"):
+            raise AttributeError(f"a batch of images has no '{name}'; make a list of it first: list(proposals)")
+        raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
 
     def __repr__(self) -> str:
         return f"ObjectBatch(num_images={self.num_images}, num_places={self.num_places}, fields={self.names})"
@@ -587,12 +592,8 @@ def batch_on_device(instances: Sequence[Instances], device: torch.device) -> Obj
     Args:
         instances: of N images.
         device: where the model is.
-
-    Raises:
-        ValueError: an image has objects without a field that those of another image have.
     """
     batch = as_batch(instances)
-    batch.check_complete()
     return batch if batch.device == device else batch.to(device)
 
 

@@ -204,3 +204,12 @@ def test_the_compiler_follows_without_a_break():
     x = inputs()[0].detach()
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(x), layer(x))
+
+
+def test_forward_mode_derivatives_are_those_of_torch():
+    x = torch.randn(1, 16, 9, 9).to(memory_format=torch.channels_last)
+    weight, tangent = torch.randn(4, 16, 3, 3, requires_grad=True), torch.randn_like(x)
+    geometry = ((1, 1), (1, 1), (1, 1), 1)
+    own = torch.func.jvp(lambda z: conv2d(z, weight, None, *geometry), (x,), (tangent,))
+    torchs = torch.func.jvp(lambda z: F.conv2d(z, weight, None, *geometry), (x,), (tangent,))
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(own, torchs))

@@ -3,6 +3,7 @@
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -134,3 +135,28 @@ def test_a_compiled_graph_reads_the_sources():
     assert compiled().tolist() == [2.0] * 3
     module.value.fill_(5.0)
     assert compiled().tolist() == [10.0] * 3
+
+
+@pytest.mark.parametrize("shape", [(8,), (64, 32, 3, 3)])
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda x: x.data.mul_(0.9),
+        lambda x: x.data[3].zero_(),
+        lambda x: np.multiply(x.detach().numpy(), 1.5, out=x.detach().numpy()),
+    ],
+)
+def test_writes_that_autograd_does_not_count_are_seen_on_a_cpu(shape, write):
+    source, memo = torch.nn.Parameter(torch.rand(shape) + 0.5), Memo()
+    with torch.no_grad():
+        first = memo.get((source,), lambda: (source * 2,))[0]
+        assert memo.get((source,), lambda: (source * 2,))[0] is first
+        write(source)
+        assert torch.equal(memo.get((source,), lambda: (source * 2,))[0], source * 2)
+
+
+def test_a_write_to_one_input_channel_is_seen():
+    source, memo = torch.rand(64, 32, 3, 3) + 0.5, Memo()
+    memo.get((source,), lambda: (source * 2,))
+    source.data[:, 5] = 0
+    assert torch.equal(memo.get((source,), lambda: (source * 2,))[0], source * 2)

@@ -40,6 +40,7 @@ from detlab.modeling.sampling import subsample_labels
 from detlab.structures.boxes import Boxes, pairwise_iou
 from detlab.structures.image_list import ImageList
 from detlab.structures.instances import Instances
+from detlab.structures.object_batch import as_batch
 from detlab.utils.events import EventStorage
 from tests.modeling.tiny import tiny_batch, tiny_c4_config, tiny_config
 
@@ -242,6 +243,31 @@ def test_a_box_stage_that_filters_proposals_trains_on_those_alone():
     assert filtered.losses["loss_box_reg"].item() == pytest.approx(expected.losses["loss_box_reg"].item(), rel=1e-4)
     assert filtered.losses["loss_cls"].item() == pytest.approx(expected.losses["loss_cls"].item(), rel=1e-4)
     assert abs(filtered.losses["loss_box_reg"] - whole.losses["loss_box_reg"]) > 0.1 * whole.losses["loss_box_reg"]
+
+
+def test_a_box_stage_gets_a_list_that_it_can_shorten_for_all_that_follow():
+    class Heads(StandardROIHeads):
+        def _forward_box(self, features, proposals):
+            assert isinstance(proposals, list)
+            last = proposals.pop()
+            proposals.append(last[: len(last) // 2])
+            return super()._forward_box(features, proposals)
+
+        def _forward_mask(self, features, instances):
+            self.seen.append([len(own) for own in instances])
+            return super()._forward_mask(features, instances)
+
+    model = make_model(masks=True)
+    becomes(model.roi_heads, Heads, seen=[])
+    assert all(value.isfinite() for value in Trained(model).losses.values())
+    *others, last = model.roi_heads.seen[0]
+    assert last < min(others)
+
+
+def test_a_batch_that_is_no_list_says_how_to_make_one():
+    batch = as_batch([Instances((4, 4), gt_boxes=Boxes(torch.rand(2, 4)))])
+    with pytest.raises(AttributeError, match=r"no 'append'; make a list of it first"):
+        batch.append(batch[0])
 
 
 def test_a_sampling_that_calls_its_parent_and_changes_elements():

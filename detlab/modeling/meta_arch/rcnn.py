@@ -15,6 +15,7 @@ from detlab.config.config import configurable
 from detlab.modeling.backbone.backbone import Backbone
 from detlab.modeling.meta_arch.build import META_ARCH_REGISTRY
 from detlab.modeling.meta_arch.image_model import ImageModel, ground_truth_of, image_model_settings
+from detlab.modeling.packing import unpad_for
 from detlab.modeling.postprocessing import postprocess_each
 from detlab.modeling.proposal_generator.build import build_proposal_generator
 from detlab.modeling.roi_heads.roi_heads import build_roi_heads
@@ -22,7 +23,7 @@ from detlab.modeling.suppression import sizes_tensor
 from detlab.modeling.tensor_form import check_tensor_form
 from detlab.structures.image_list import ImageList
 from detlab.structures.instances import Instances
-from detlab.structures.object_batch import ObjectBatch, batch_on_device, notes_of, with_notes
+from detlab.structures.object_batch import ObjectBatch, batch_on_device, notes_of, takes_padded, with_notes
 from detlab.utils.events import get_event_storage, has_event_storage, log_scalars
 from detlab.utils.image import convert_image_to_rgb
 
@@ -186,9 +187,7 @@ class GeneralizedRCNN(ImageModel):
         notes = notes_of(proposals)
         proposals = with_notes(proposals, notes)
         notes.pictures = {} if with_pictures else None
-        if not takes_padded(self.roi_heads):
-            proposals, targets = unpad_for(False, proposals), unpad_for(False, targets)
-        sampled, head_losses = self.roi_heads(images, features, proposals, targets)
+        sampled, head_losses = self._look_at(images, features, proposals, targets)
         measured = {**notes.measured, **notes_of(sampled).measured}
         return TrainingStep({**head_losses, **proposal_losses}, proposals, measured, notes.pictures)
 
@@ -213,7 +212,7 @@ class GeneralizedRCNN(ImageModel):
         features = self.backbone(images.tensor)
         if detected_instances is None:
             proposals, _ = self._propose(images, features, self._given_proposals(batched_inputs), None)
-            results, _ = self.roi_heads(images, features, proposals, None)
+            results, _ = self._look_at(images, features, proposals, None)
         else:
             given = [x.to(self.device) for x in detected_instances]
             results = self.roi_heads.forward_with_given_boxes(features, given)
@@ -252,8 +251,16 @@ class GeneralizedRCNN(ImageModel):
     def _propose(self, images: ImageList, features, given_proposals, targets):
         """Proposals and their losses, made here or given."""
         if self.proposal_generator is not None:
-            return self.proposal_generator(images, features, targets)
+            padded = targets is None or takes_padded(self.proposal_generator)
+            return self.proposal_generator(images, features, targets if padded else unpad_for(False, targets))
         return given_proposals, {}
+
+    def _look_at(self, images: ImageList, features, proposals, targets):
+        """What the heads give, which take lists if they are written for lists."""
+        if not takes_padded(self.roi_heads):
+            proposals = unpad_for(False, proposals)
+            targets = None if targets is None else unpad_for(False, targets)
+        return self.roi_heads(images, features, proposals, targets)
 
     @staticmethod
     def _postprocess(

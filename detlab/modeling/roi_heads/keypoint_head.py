@@ -53,6 +53,7 @@ def keypoint_rcnn_loss(
     """
     batch = as_batch(instances)
     rows = rows_of(batch)
+    batch.require("gt_keypoints")
     if not batch.has("gt_keypoints"):
         total, num_visible = pred_keypoint_logits[:0].sum(), batch.valid.new_zeros((), dtype=torch.int64)
     else:

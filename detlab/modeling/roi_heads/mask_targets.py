@@ -21,6 +21,7 @@ def mask_targets(batch: ObjectBatch, rows: Rows, mask_size: int) -> Tensor:
         mask_size: M.
     """
     boxes = rows.take(batch.tensor("proposal_boxes"))
+    batch.require("gt_masks")
     found = batch.loose("gt_masks")
     if found is None:
         return boxes.new_zeros((len(boxes), mask_size, mask_size), dtype=torch.bool)

@@ -170,6 +170,7 @@ class ROIHeads(nn.Module):
             proposals = add_ground_truth_to_proposals(truth, proposals)
         batch = as_batch(proposals)
         matches, labels = label_boxes(self.proposal_matcher, batch.tensor("proposal_boxes"), truth)
+        truth.require("gt_classes")
         gt_classes = truth.tensor("gt_classes") if truth.has("gt_classes") else torch.zeros_like(truth.valid).long()
         if takes_padded(self._sample_proposals):
             classes = self._proposal_classes(matches, labels, gt_classes, truth.valid)
@@ -408,11 +409,14 @@ class StandardROIHeads(ROIHeads):
     def forward(self, images, features, proposals, targets=None):
         """See :meth:`ROIHeads.forward`; masks and keypoints are predicted for the detected boxes."""
         if not self.training:
-            detections = self._forward_box(features, proposals)
-            return self.forward_with_given_boxes(features, detections), {}
+            given = proposals if takes_padded(self._forward_box) else unpad_for(False, proposals)
+            return self.forward_with_given_boxes(features, self._forward_box(features, given)), {}
         if targets is None:
             raise ValueError("training needs targets: each input must have 'instances' with its ground truth")
         proposals = self._sampled_for_losses(proposals, targets, self.keypoint_on and not self.train_on_pred_boxes)
+        if not all(map(takes_padded, (self._forward_box, self._forward_mask, self._forward_keypoint))):
+            # One list for all of them: what the first takes out is not there for the next.
+            proposals = unpad_for(False, proposals)
         losses = self._forward_box(features, proposals)
         losses.update(self._forward_mask(features, proposals))
         losses.update(self._forward_keypoint(features, proposals))

@@ -238,3 +238,36 @@ def test_a_part_that_cannot_be_compiled_is_refused_when_the_model_is_built():
     parts["roi_heads"].__class__ = OwnHeads
     with pytest.raises(TypeError, match=r"OwnHeads\._forward_box"):
         GeneralizedRCNN(**{**parts, "compile_training": True})
+
+
+@pytest.mark.parametrize("name", ["gt_boxes", "gt_classes", "gt_masks", "gt_keypoints"])
+def test_objects_without_a_field_that_those_of_other_images_have_are_refused_by_image_and_field(name):
+    model = make_model(tiny_config(masks=True, keypoints=True)).train()
+    inputs = tiny_batch(SIZES, (2, 1, 3))
+    inputs[1]["instances"].remove(name)
+    with pytest.raises(ValueError, match=f"image 1 of the batch has objects without the field '{name}'"):
+        model(inputs)
+
+
+def test_an_image_without_objects_may_lack_every_field():
+    model = make_model(tiny_config(masks=True, keypoints=True)).train()
+    inputs = tiny_batch(SIZES, (2, 0, 3))
+    torch.manual_seed(1)
+    expected = model(inputs)
+    for name in list(inputs[1]["instances"].get_fields()):
+        inputs[1]["instances"].remove(name)
+    torch.manual_seed(1)
+    assert all(torch.equal(value, expected[name]) for name, value in model(inputs).items())
+
+
+def test_images_and_labels_of_any_type_are_those_of_the_models():
+    model = make_model(tiny_config()).train()
+    losses = []
+    for convert in (False, True):
+        inputs = tiny_batch(SIZES, (2, 1, 3))
+        if convert:
+            inputs = [{**item, "image": item["image"].double()} for item in inputs]
+            inputs[1]["instances"].gt_classes = inputs[1]["instances"].gt_classes.int()
+        torch.manual_seed(1)
+        losses.append(model(inputs))
+    assert all(torch.allclose(value, losses[1][name]) for name, value in losses[0].items())
