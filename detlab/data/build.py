@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import ChainDataset, ConcatDataset, DataLoader, Dataset, IterableDataset, Sampler
 
+import detlab.data.transfer  # noqa: F401  small fields of samples travel within messages
 from detlab.config.config import CfgNode, configurable
 from detlab.data.batches import GlobalBatches, OwnBatches
 from detlab.data.catalog import DatasetCatalog, DatasetDicts, MetadataCatalog

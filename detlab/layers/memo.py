@@ -112,8 +112,8 @@ def _some_numbers(source: Tensor) -> np.ndarray | None:
     if values.size <= _FEW_NUMBERS:
         return values.copy()
     # Of (C', C, h, w) the first tap between each pair with the first channel of either kind.
-    first = (0,) * (values.ndim - 2)
-    return np.concatenate((values[(slice(None), 0, *first)], values[(0, slice(None), *first)]))
+    taps = (slice(None), slice(None)) + (0,) * (values.ndim - 2)
+    return np.concatenate((values[taps][:, 0], values[taps][0]))
 
 
 def _have_changed(before: np.ndarray, now: np.ndarray | None) -> bool:
