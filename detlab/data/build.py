@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch.utils.data import ChainDataset, ConcatDataset, DataLoader, Dataset, IterableDataset, Sampler
 
-import detlab.data.transfer  # noqa: F401  small fields of samples travel within messages
 from detlab.config.config import CfgNode, configurable
 from detlab.data.batches import GlobalBatches, OwnBatches
 from detlab.data.catalog import DatasetCatalog, DatasetDicts, MetadataCatalog
@@ -32,6 +31,7 @@ from detlab.data.samplers.distributed_sampler import (
     RepeatFactorTrainingSampler,
     TrainingSampler,
 )
+from detlab.data.transfer import send_small_fields_in_messages
 from detlab.data.workers import worker_options
 from detlab.utils import comm
 from detlab.utils.env import seed_all_rng
@@ -52,6 +52,9 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+# Here, for a worker that is started afresh comes by as well: the parts of a loader are made in this file.
+send_small_fields_in_messages()
 
 Mapper = Callable[[dict[str, Any]], Any]
 Collator = Callable[[list[Any]], Any]

@@ -21,7 +21,7 @@ from detlab.structures.keypoints import Keypoints
 from detlab.structures.masks import BitMasks
 from detlab.structures.rotated_boxes import RotatedBoxes
 
-__all__ = ["MAX_BYTES_IN_MESSAGE"]
+__all__ = ["MAX_BYTES_IN_MESSAGE", "send_small_fields_in_messages"]
 
 MAX_BYTES_IN_MESSAGE = 1 << 16
 
@@ -69,5 +69,7 @@ def _reduce(instances: Instances) -> tuple[Any, ...]:
     return _rebuild, (instances.image_size, fields)
 
 
-# Exactly this class: a subclass may carry more than fields.
-ForkingPickler.register(Instances, _reduce)
+def send_small_fields_in_messages() -> None:
+    """Let the small fields of ``Instances`` travel so from here on, between this process and others."""
+    # Exactly this class: a subclass may carry more than fields.
+    ForkingPickler.register(Instances, _reduce)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detlab.utils._polygon_fill import runs_of_polygon
+from detlab.utils._polygon_fill import runs_of_polygons
 
 
 def roi_align_levels(
@@ -280,7 +280,7 @@ def mask_targets_from_polygons(
         stretch = np.asarray(size, box.dtype) / np.maximum(box[2:] - box[:2], np.asarray(0.1, box.dtype))
         for polygon in range(object_offsets[row], object_offsets[row + 1]):
             own = points[polygon_offsets[polygon] : polygon_offsets[polygon + 1]]
-            runs = runs_of_polygon(((own - box[:2]) * stretch).reshape(-1), size, size)
+            runs = runs_of_polygons([((own - box[:2]) * stretch).reshape(-1)], size, size)
             inside = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
             target |= inside.reshape(size, size).T
     return torch.from_numpy(targets)
