@@ -12,6 +12,7 @@ import torch
 
 from detlab.layers import _ops_plain
 from tests.layers import plain_ops
+from tests.layers.backends import plain_backend
 
 NO_POINTS = torch.zeros(0, 2, dtype=torch.float64)
 OFFSETS_OF_ONE = torch.tensor([0, 1])
@@ -271,6 +272,7 @@ class TestBitmaps:
         assert torch.equal(ops.mask_targets_from_bitmaps(*apart, 7), expected)
 
     def test_plain_form_works_some_bitmaps_at_a_time(self, monkeypatch):
+        plain_backend()  # skips where torchvision cannot be imported
         arguments = *bitmap_scene(), 7
         whole = _ops_plain.mask_targets_from_bitmaps(*arguments)
         monkeypatch.setattr(_ops_plain, "PIXELS_PER_CHUNK", 2 * 60 * 70)

@@ -10,6 +10,17 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from detlab.layers import _ops_plain
+from tests.layers.backends import plain_backend
+
+pytestmark = pytest.mark.skipif(
+    not torch.backends.cuda.is_built(), reason="this torch knows of no GPU, not even of one that is not there"
+)
+
+
+@pytest.fixture(autouse=True)
+def needs_torchvision():
+    plain_backend()
+
 
 # On a GPU the sizes or values of their results are not known before it has come so far.
 VALUES = ["_local_scalar_dense", "equal", "is_nonzero"]
