@@ -70,9 +70,13 @@ class FrozenBatchNorm2d(nn.Module):
 
         Computed when a buffer has changed (see :class:`Memo` for what counts as a change), so do not write into them.
         """
-        buffers = (self.weight, self.bias, self.running_mean, self.running_var)
-        scale, shift = self._affine_map.get(buffers, self._compute_scale_and_shift, self.eps)
+        scale, shift = self._affine_map.get(self.constants, self._compute_scale_and_shift, self.eps)
         return scale, shift
+
+    @property
+    def constants(self) -> tuple[Tensor, ...]:
+        """The buffers, each (C,), of which scale and shift are made."""
+        return self.weight, self.bias, self.running_mean, self.running_var
 
     def _compute_scale_and_shift(self) -> tuple[Tensor, Tensor]:
         scale = self.weight * torch.rsqrt(self.running_var + self.eps)
@@ -167,9 +171,9 @@ def fold_frozen_norm(
     Returns:
         Weight and bias of the folded convolution; gradients reach ``weight`` and ``bias``.
     """
-    scale, shift = norm.scale_and_shift()
 
     def fold() -> tuple[Tensor, Tensor]:
+        scale, shift = norm.scale_and_shift()
         folded_weight = weight * scale.view(-1, *[1] * (weight.dim() - 1))
         folded_bias = shift if bias is None else torch.addcmul(shift, bias, scale)
         if constant_dtype is None or folded_weight.requires_grad:
@@ -178,8 +182,8 @@ def fold_frozen_norm(
 
     if memo is None:
         return fold()
-    sources = (weight, scale, shift) if bias is None else (weight, bias, scale, shift)
-    folded_weight, folded_bias = memo.get(sources, fold, constant_dtype)
+    sources = (weight, *norm.constants) if bias is None else (weight, bias, *norm.constants)
+    folded_weight, folded_bias = memo.get(sources, fold, (constant_dtype, norm.eps))
     return folded_weight, folded_bias
 
 

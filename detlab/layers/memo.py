@@ -14,13 +14,31 @@ from torch import Tensor, nn
 __all__ = ["Memo"]
 
 
+class _Watched(NamedTuple):
+    """A tensor as it was: where it lies, how often it was written to, and some of its numbers."""
+
+    source: weakref.ref[Tensor]
+    address: int
+    version: int
+    # Arrays over the tensor's memory, to be read only as long as it lies there, and what they held.
+    numbers: tuple[tuple[np.ndarray, bytes], ...]
+
+    def is_as_it_was(self, source: Tensor) -> bool:
+        if self.source() is not source or self.address != source.data_ptr() or self.version != source._version:
+            return False
+        return all(view.tobytes() == content for view, content in self.numbers)
+
+
 class _Kept(NamedTuple):
-    sources: tuple[weakref.ref[Tensor], ...]
-    # Of each source: where it lies and how often it was written to; and some of its numbers.
-    state: tuple[tuple[int, int], ...]
-    numbers: tuple[np.ndarray | None, ...]
+    sources: tuple[_Watched, ...]
     context: Hashable
     values: tuple[Tensor, ...]
+
+    def is_of(self, sources: tuple[Tensor, ...]) -> bool:
+        """Whether it was made of these, as they are now."""
+        if len(sources) != len(self.sources):
+            return False
+        return all(watched.is_as_it_was(source) for watched, source in zip(self.sources, sources))
 
 
 class Memo:
@@ -56,14 +74,8 @@ class Memo:
             self._kept = None
             return make()
         kept = self._kept
-        if kept is not None and kept.context == context and len(kept.sources) == len(sources):
-            for ref, state, numbers, source in zip(kept.sources, kept.state, kept.numbers, sources):
-                if ref() is not source or state != (source.data_ptr(), source._version):
-                    break
-                if numbers is not None and _have_changed(numbers, _some_numbers(source)):
-                    break
-            else:
-                return kept.values
+        if kept is not None and kept.context == context and kept.is_of(sources):
+            return kept.values
         return self._make(sources, make, context)
 
     def _make(
@@ -74,9 +86,7 @@ class Memo:
         with torch.inference_mode(False), torch.no_grad():
             values = make()
         if all(map(_can_be_watched, sources)) and all(type(value) is Tensor for value in values):
-            state = tuple((source.data_ptr(), source._version) for source in sources)
-            numbers = tuple(map(_some_numbers, sources))
-            self._kept = _Kept(tuple(map(weakref.ref, sources)), state, numbers, context, values)
+            self._kept = _Kept(tuple(map(_watch, sources)), context, values)
         return values
 
     def forget(self) -> None:
@@ -102,28 +112,27 @@ def _can_be_watched(source: Tensor) -> bool:
     return source.numel() <= _FEW_NUMBERS and not (source.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
-def _some_numbers(source: Tensor) -> np.ndarray | None:
-    """All numbers of a small tensor, of a large one the first of each row and column; None where looking is waiting."""
-    if source.device.type != "cpu":
-        return None
-    if source.numel() == 0:
-        return np.zeros(0)
+def _watch(source: Tensor) -> _Watched:
+    numbers = tuple((view, view.tobytes()) for view in _some_numbers(source))
+    return _Watched(weakref.ref(source), source.data_ptr(), source._version, numbers)
+
+
+def _some_numbers(source: Tensor) -> list[np.ndarray]:
+    """All numbers of a small tensor, of a large one the first of each row and column; none where looking is waiting."""
+    if source.device.type != "cpu" or source.numel() == 0:
+        return []
     values: Any = _in_memory(source)
     if values.size <= _FEW_NUMBERS:
-        return values.copy()
+        return [values]
     # Of (C', C, h, w) the first tap between each pair with the first channel of either kind.
-    taps = (slice(None), slice(None)) + (0,) * (values.ndim - 2)
-    return np.concatenate((values[taps][:, 0], values[taps][0]))
-
-
-def _have_changed(before: np.ndarray, now: np.ndarray | None) -> bool:
-    return now is None or not np.array_equal(before, now, equal_nan=True)
+    taps = values[(slice(None), slice(None)) + (0,) * (values.ndim - 2)]
+    return [taps[:, 0], taps[0]]
 
 
 def _in_memory(source: Tensor) -> np.ndarray:
     """The numbers of a tensor on the CPU, where they are; torch's own way takes two operators a tensor."""
     size = source.element_size()
     extent = 1 + sum((length - 1) * step for length, step in zip(source.shape, source.stride()))
-    memory: Any = (ctypes.c_char * (max(extent, 0) * size)).from_address(source.data_ptr())
+    memory: Any = (ctypes.c_char * (extent * size)).from_address(source.data_ptr())
     steps = [step * size for step in source.stride()]
     return np.ndarray(source.shape, np.float32 if size == 4 else np.float64, memory, strides=steps)

@@ -79,9 +79,9 @@ def test_a_tensor_in_the_place_of_one_that_is_gone_is_another():
 def test_sources_are_not_kept_alive():
     memo, source = Memo(), torch.ones(3)
     memo.get((source,), lambda: (torch.zeros(1),))
-    assert all(ref() is source for ref in memo._kept.sources)
+    assert all(watched.source() is source for watched in memo._kept.sources)
     del source
-    assert all(ref() is None for ref in memo._kept.sources)
+    assert all(watched.source() is None for watched in memo._kept.sources)
 
 
 def test_a_source_with_a_gradient_has_its_value_computed_in_the_graph():
