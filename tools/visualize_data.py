@@ -16,13 +16,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from detlab.config.config import CfgNode, get_cfg
+from detlab.config.config import CfgNode
 from detlab.data.build import build_detection_train_loader
 from detlab.data.catalog import DatasetCatalog, MetadataCatalog
-from detlab.engine.command_line import SettingsParser
+from detlab.engine.command_line import SettingsParser, add_import_flag, config_from_args
 from detlab.evaluation.prediction_pictures import write_picture
 from detlab.utils.image import convert_image_to_rgb, read_image
-from detlab.utils.user_modules import import_user_modules
 from detlab.utils.visualizer import Visualizer
 
 
@@ -33,14 +32,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output-dir", default="visualized", metavar="DIR")
     parser.add_argument("--num", type=int, help="number of pictures; all annotated images, or 100 from the loader")
     parser.add_argument("--scale", type=float, default=1.0, help="size of the pictures relative to the images")
-    parser.add_argument(
-        "--import",
-        dest="imports",
-        action="append",
-        default=[],
-        metavar="FILE_OR_MODULE",
-        help="Python code to load before the config is read; may be given several times",
-    )
+    add_import_flag(parser, "Python code to load before the config is read")
     return parser.parse_args()
 
 
@@ -70,12 +62,7 @@ def loaded_images(cfg: CfgNode, scale: float) -> Iterator[tuple[str, np.ndarray]
 
 def main() -> None:
     arguments = parse_arguments()
-    import_user_modules(arguments.imports)
-    cfg = get_cfg()
-    if arguments.config_file:
-        cfg.merge_from_file(arguments.config_file)
-    cfg.merge_from_list(arguments.opts)
-    cfg.freeze()
+    cfg = config_from_args(arguments)
     if not cfg.DATASETS.TRAIN:
         raise SystemExit("DATASETS.TRAIN is empty; give --config-file, or name data sets after the other arguments")
     if arguments.source == "dataloader":

@@ -13,6 +13,7 @@ import argparse
 import os
 
 import detlab.data.datasets.builtin  # noqa: F401 (registers the built-in data sets)
+from detlab.engine.command_line import add_import_flag
 from detlab.evaluation.prediction_pictures import pictures_of_results, write_montage, write_picture
 from detlab.utils.user_modules import import_user_modules
 
@@ -25,14 +26,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--montage", metavar="FILE", help="write one sheet of --num images, .png or .jpg")
     parser.add_argument("--num", type=int, help="number of images, spread over the data set: all, in a montage 8")
     parser.add_argument("--conf-threshold", type=float, default=0.5, help="leave out predictions scored lower")
-    parser.add_argument(
-        "--import",
-        dest="imports",
-        action="append",
-        default=[],
-        metavar="FILE_OR_MODULE",
-        help="Python code to load first, such as one that registers the data set; may be given several times",
-    )
+    add_import_flag(parser, "Python code to load first, such as one that registers the data set")
     arguments = parser.parse_args()
     if not arguments.output and not arguments.montage:
         parser.error("say where to draw: --output DIR, --montage FILE, or both")

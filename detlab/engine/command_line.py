@@ -12,7 +12,7 @@ from detlab.config.config import CfgNode, get_cfg
 from detlab.config.nearest import did_you_mean
 from detlab.utils.user_modules import import_user_modules
 
-__all__ = ["SettingsParser", "config_from_args", "default_argument_parser"]
+__all__ = ["SettingsParser", "add_import_flag", "config_from_args", "default_argument_parser"]
 
 _EXAMPLES = """examples:
   one GPU, or the CPU with MODEL.DEVICE cpu
@@ -47,14 +47,7 @@ def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParse
     parser.add_argument("--config-file", default="", metavar="FILE", help="the config to start from")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR, if any")
     parser.add_argument("--eval-only", action="store_true", help="do not train, evaluate MODEL.WEIGHTS")
-    parser.add_argument(
-        "--import",
-        dest="imports",
-        action="append",
-        default=[],
-        metavar="FILE_OR_MODULE",
-        help="Python code to load before the config is read, in every process; may be given several times",
-    )
+    add_import_flag(parser, "Python code to load before the config is read, in every process")
     parser.add_argument(
         "--num-gpus", type=_from(0), default=1, help="processes on each machine, one for each GPU; 0 is one on the CPU"
     )
@@ -66,6 +59,23 @@ def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParse
         help="where the processes meet, tcp://host:port; 'auto' takes a free port of this machine",
     )
     return parser
+
+
+def add_import_flag(parser: argparse.ArgumentParser, what_for: str) -> None:
+    """Give a parser ``--import``, which collects files and modules in ``imports``, see :func:`import_user_modules`.
+
+    Args:
+        parser: of a program that loads them first of all.
+        what_for: shown in the help.
+    """
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="FILE_OR_MODULE",
+        help=f"{what_for}; may be given several times",
+    )
 
 
 def _from(lowest: int) -> Callable[[str], int]:
@@ -80,7 +90,7 @@ def _from(lowest: int) -> Callable[[str], int]:
 
 
 def config_from_args(args: argparse.Namespace) -> CfgNode:
-    """The frozen config that the arguments of :func:`default_argument_parser` describe.
+    """The frozen config that ``imports``, ``config_file`` and ``opts`` of a command line describe.
 
     Loads the modules of ``--import`` first, so that what they register is there.
     """

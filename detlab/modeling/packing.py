@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from detlab.structures.instances import Instances
-from detlab.structures.object_batch import NotedList, ObjectBatch, as_batch, notes_of
+from detlab.structures.object_batch import ObjectBatch, as_batch, as_list
 
 __all__ = ["Rows", "by_group", "lay_out", "lengths_are_free", "pack", "rows_of", "unpad_for"]
 
@@ -27,13 +27,11 @@ class Rows:
     Args:
         valid: (N, P) bool.
         index: (R,) int64, for each row its place, counted through all images; None if every place is a row.
-        is_exact: every row is valid.
     """
 
-    def __init__(self, valid: Tensor, index: Tensor | None, is_exact: bool = True) -> None:
+    def __init__(self, valid: Tensor, index: Tensor | None) -> None:
         self.valid = valid
         self.index = index
-        self.is_exact = is_exact
 
     @property
     def counts(self) -> Tensor:
@@ -93,7 +91,7 @@ def _choose_rows(batch: ObjectBatch, must_be_exact: bool) -> Rows:
         return Rows(batch.valid, _index_of_counts(batch.counts, batch.valid))
     if must_be_exact or lengths_are_free(batch.valid):
         return Rows(batch.valid, batch.valid.flatten().nonzero().squeeze(1))
-    return Rows(batch.valid, None, is_exact=False)
+    return Rows(batch.valid, None)
 
 
 def _index_of_counts(counts: Sequence[int], valid: Tensor) -> Tensor | None:
@@ -145,4 +143,4 @@ def by_group(groups: Tensor, functions: Sequence[Callable[[Tensor], Tensor]], ro
 
 def unpad_for(takes_places: bool, instances: Sequence[Instances]) -> Sequence[Instances]:
     """The objects as a part takes them: as a batch, or as a list, whose flat tensors have no padding."""
-    return as_batch(instances) if takes_places else NotedList(instances, notes_of(instances))
+    return as_batch(instances) if takes_places else as_list(instances)

@@ -46,6 +46,7 @@ def keep_best_boxes(
     nms_thresh: float,
     max_boxes: int,
     min_box_size: float = -math.inf,
+    are_finite: bool = False,
 ) -> Kept:
     """Clip, drop what is too small or not finite, suppress overlaps within a group, keep the best.
 
@@ -57,12 +58,13 @@ def keep_best_boxes(
         nms_thresh: a box that overlaps a better one of its group by more than this IoU goes.
         max_boxes: P.
         min_box_size: boxes must be wider and higher than this, in pixels.
+        are_finite: the caller has looked: a candidate whose box is not finite has the score -inf.
     """
     if not torch.compiler.is_compiling() and boxes.shape[1] == 0:  # padding needs a candidate to come from
         scores, groups = scores.new_full((len(boxes), 1), -math.inf), groups.new_zeros(len(boxes), 1)
         boxes = boxes.new_zeros(len(boxes), 1, boxes.shape[2])
     clipped = clip_boxes_to_images(boxes, image_sizes)
-    counts = boxes.isfinite().all(dim=-1) & scores.isfinite()
+    counts = scores.isfinite() if are_finite else scores.isfinite() & boxes.isfinite().all(dim=-1)
     if min_box_size > -math.inf:
         counts = counts & ((clipped[..., 2:] - clipped[..., :2]) > min_box_size).all(dim=-1)
     scores = scores.float().masked_fill(~counts, -math.inf)

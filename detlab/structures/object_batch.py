@@ -32,6 +32,7 @@ __all__ = [
     "PartsOnDemand",
     "StepNotes",
     "as_batch",
+    "as_list",
     "assign",
     "batch_on_device",
     "gather_places",
@@ -265,15 +266,18 @@ class ObjectBatch(Sequence[Instances]):
         if kind is not None:
             self._kinds[name] = kind
 
-    def set_late(self, name: str, compute: Callable[[], Tensor]) -> None:
+    def set_late(self, name: str, compute: Callable[[], Tensor], kind: type | None = None) -> None:
         """Add or replace a field that is made only when somebody asks for it or for an element.
 
         Args:
             name: of the field.
             compute: gives (N, P, ...), perhaps by waiting for the device.
+            kind: see :meth:`set`.
         """
         self._forget(name)
         self._late[name] = compute
+        if kind is not None:
+            self._kinds[name] = kind
 
     def _forget(self, name: str) -> None:
         """Make room for a new field; elements do not have it yet."""
@@ -290,16 +294,6 @@ class ObjectBatch(Sequence[Instances]):
         if name in self._fields or self._objects is None:
             return self._kinds.get(name)
         return self._objects.kind(name)
-
-    @property
-    def objects(self) -> ObjectBatch | None:
-        """The batch whose objects the places stand for, if they do."""
-        return self._objects
-
-    @property
-    def object_rows(self) -> Tensor | None:
-        """(N, P) int64: the place in :attr:`objects` of each object; of no meaning where that image has none."""
-        return self._rows
 
     def refer_to(self, objects: ObjectBatch, rows: Tensor) -> None:
         """Let places stand for objects, whose fields ``gt_...`` are then fields of this batch.
@@ -534,7 +528,7 @@ def assign(
         if isinstance(values, Tensor):
             batch.set(name, values, kind)
         else:
-            batch.set_late(name, values)
+            batch.set_late(name, values, kind)
         return
     for own, part in zip(instances, valid_parts(values if isinstance(values, Tensor) else values(), batch)):
         own.set(name, _wrap(part, kind))
@@ -581,6 +575,11 @@ def as_batch(instances: Sequence[Instances]) -> ObjectBatch:
     batch = _pad(list(instances))
     batch.notes = notes_of(instances)
     return batch
+
+
+def as_list(instances: Sequence[Instances]) -> NotedList:
+    """A list of the objects of each image, for a part that was written for lists; waits for the device."""
+    return NotedList(instances, notes_of(instances))
 
 
 def batch_on_device(instances: Sequence[Instances], device: torch.device) -> ObjectBatch:

@@ -15,7 +15,6 @@ from detlab.config.config import configurable
 from detlab.modeling.backbone.backbone import Backbone
 from detlab.modeling.meta_arch.build import META_ARCH_REGISTRY
 from detlab.modeling.meta_arch.image_model import ImageModel, ground_truth_of, image_model_settings
-from detlab.modeling.packing import unpad_for
 from detlab.modeling.postprocessing import postprocess_each
 from detlab.modeling.proposal_generator.build import build_proposal_generator
 from detlab.modeling.roi_heads.roi_heads import build_roi_heads
@@ -23,7 +22,7 @@ from detlab.modeling.suppression import sizes_tensor
 from detlab.modeling.tensor_form import check_tensor_form
 from detlab.structures.image_list import ImageList
 from detlab.structures.instances import Instances
-from detlab.structures.object_batch import ObjectBatch, batch_on_device, notes_of, takes_padded, with_notes
+from detlab.structures.object_batch import ObjectBatch, as_list, batch_on_device, notes_of, takes_padded, with_notes
 from detlab.utils.events import get_event_storage, has_event_storage, log_scalars
 from detlab.utils.image import convert_image_to_rgb
 
@@ -251,15 +250,16 @@ class GeneralizedRCNN(ImageModel):
     def _propose(self, images: ImageList, features, given_proposals, targets):
         """Proposals and their losses, made here or given."""
         if self.proposal_generator is not None:
-            padded = targets is None or takes_padded(self.proposal_generator)
-            return self.proposal_generator(images, features, targets if padded else unpad_for(False, targets))
+            if targets is not None and not takes_padded(self.proposal_generator):
+                targets = as_list(targets)
+            return self.proposal_generator(images, features, targets)
         return given_proposals, {}
 
     def _look_at(self, images: ImageList, features, proposals, targets):
         """What the heads give, which take lists if they are written for lists."""
         if not takes_padded(self.roi_heads):
-            proposals = unpad_for(False, proposals)
-            targets = None if targets is None else unpad_for(False, targets)
+            proposals = as_list(proposals)
+            targets = None if targets is None else as_list(targets)
         return self.roi_heads(images, features, proposals, targets)
 
     @staticmethod

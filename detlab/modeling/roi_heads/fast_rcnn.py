@@ -86,7 +86,7 @@ def select_detections(
     classes = torch.arange(num_classes, device=scores.device).repeat(num_proposals).expand(num_images, -1)
     every_box = boxes.expand(-1, -1, num_classes, -1).reshape(num_images, -1, 4)
     sizes = sizes_tensor(image_sizes, boxes)
-    kept = keep_best_boxes(every_box, candidates, classes, sizes, nms_thresh, max_detections)
+    kept = keep_best_boxes(every_box, candidates, classes, sizes, nms_thresh, max_detections, are_finite=True)
     fields = {
         "pred_boxes": kept.boxes,
         "scores": kept.scores,
@@ -337,9 +337,8 @@ class FastRCNNOutputLayers(nn.Module):
         if takes_padded(self.get_fed_loss_classes):
             return _draw_classes(gt_classes, *arguments)[:-1]
         drawn = self.get_fed_loss_classes(gt_classes[gt_classes >= 0], *arguments)
-        return torch.zeros(self.num_classes + 1, dtype=torch.bool, device=gt_classes.device).index_fill(0, drawn, True)[
-            :-1
-        ]
+        chosen = torch.zeros(self.num_classes + 1, dtype=torch.bool, device=gt_classes.device)
+        return chosen.index_fill(0, drawn, True)[:-1]
 
     @padded
     def get_fed_loss_classes(
@@ -417,9 +416,8 @@ class FastRCNNOutputLayers(nn.Module):
     def decode_boxes_of_gt_classes(self, predictions: tuple[Tensor, Tensor], proposals: ObjectBatch) -> Tensor:
         """:meth:`predict_boxes_for_gt_classes` as (N, P, 4)."""
         decoded = self._decode(predictions[1], proposals)
-        return _of_class(decoded.flatten(0, 1), proposals.tensor("gt_classes").flatten()).unflatten(
-            0, proposals.valid.shape
-        )
+        chosen = _of_class(decoded.flatten(0, 1), proposals.tensor("gt_classes").flatten())
+        return chosen.unflatten(0, proposals.valid.shape)
 
     def _decode(self, deltas: Tensor, proposals: ObjectBatch) -> Tensor:
         """The decoded boxes (N, P, Kb, 4)."""

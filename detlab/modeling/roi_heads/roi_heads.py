@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
@@ -33,6 +34,7 @@ from detlab.structures.keypoints import keypoints_to_heatmap
 from detlab.structures.object_batch import (
     ObjectBatch,
     as_batch,
+    as_list,
     assign,
     notes_of,
     padded,
@@ -204,11 +206,10 @@ class ROIHeads(nn.Module):
             matched_labels: (P,) 1 object, 0 background, -1 ignored.
             gt_classes: (M,) classes of the ground truth.
         """
-        valid = torch.ones(1, max(len(gt_classes), 1), dtype=torch.bool, device=gt_classes.device)
-        valid[:, len(gt_classes) :] = False
-        padded_classes = gt_classes.new_zeros(valid.shape)
-        padded_classes[:, : len(gt_classes)] = gt_classes
-        classes = self._proposal_classes(matched_idxs[None], matched_labels[None], padded_classes, valid)[0]
+        # With a place more, which is not valid, so that there is one in an image without objects.
+        valid = torch.arange(len(gt_classes) + 1, device=gt_classes.device)[None] < len(gt_classes)
+        own_classes = F.pad(gt_classes, (0, 1))[None]
+        classes = self._proposal_classes(matched_idxs[None], matched_labels[None], own_classes, valid)[0]
         chosen = torch.cat(
             subsample_labels(classes, self.batch_size_per_image, self.positive_fraction, self.num_classes)
         )
@@ -409,14 +410,14 @@ class StandardROIHeads(ROIHeads):
     def forward(self, images, features, proposals, targets=None):
         """See :meth:`ROIHeads.forward`; masks and keypoints are predicted for the detected boxes."""
         if not self.training:
-            given = proposals if takes_padded(self._forward_box) else unpad_for(False, proposals)
+            given = proposals if takes_padded(self._forward_box) else as_list(proposals)
             return self.forward_with_given_boxes(features, self._forward_box(features, given)), {}
         if targets is None:
             raise ValueError("training needs targets: each input must have 'instances' with its ground truth")
         proposals = self._sampled_for_losses(proposals, targets, self.keypoint_on and not self.train_on_pred_boxes)
         if not all(map(takes_padded, (self._forward_box, self._forward_mask, self._forward_keypoint))):
             # One list for all of them: what the first takes out is not there for the next.
-            proposals = unpad_for(False, proposals)
+            proposals = as_list(proposals)
         losses = self._forward_box(features, proposals)
         losses.update(self._forward_mask(features, proposals))
         losses.update(self._forward_keypoint(features, proposals))
