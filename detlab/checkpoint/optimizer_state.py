@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from detlab.checkpoint.finite import find_non_finite
+from detlab.checkpoint.run_state import is_number, shown
 
 __all__ = ["check_optimizer_state"]
 
@@ -126,7 +126,7 @@ def _is_flat(value: Any) -> bool:
 def _is_number(value: Any) -> bool:
     if isinstance(value, Tensor):
         return value.numel() == 1 and not value.is_complex()
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return is_number(value)
 
 
 def _as_float(value: Any) -> float:
@@ -141,7 +141,7 @@ def _is_nan(value: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    return repr(value.item() if isinstance(value, Tensor) and value.numel() == 1 else value)[:80]
+    return shown(value.item() if isinstance(value, Tensor) and value.numel() == 1 else value)
 
 
 def _is_optimizer_state(state: Any) -> bool:

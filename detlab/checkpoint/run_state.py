@@ -12,7 +12,7 @@ from typing import Any
 
 from torch.optim.lr_scheduler import LRScheduler
 
-__all__ = ["check_iteration", "check_scheduler_state", "check_trainer_state"]
+__all__ = ["check_iteration", "check_scheduler_state", "check_trainer_state", "is_number", "shown"]
 
 MAX_ITERATION = 2**62
 RATES = ("base_lrs", "_last_lr")
@@ -30,7 +30,7 @@ def check_iteration(value: Any, key: str) -> None:
         ValueError: it is no int from -1 (before the first) on.
     """
     if type(value) is not int or not -1 <= value < MAX_ITERATION:
-        raise ValueError(f"{key} is {_shown(value)}; it must be a whole number from -1 on")
+        raise ValueError(f"{key} is {shown(value)}; it must be a whole number from -1 on")
 
 
 def check_trainer_state(state: Any) -> None:
@@ -64,27 +64,27 @@ def check_scheduler_state(scheduler: LRScheduler, state: Any) -> None:
     own = scheduler.state_dict()
     for key, value in state.items():
         if not isinstance(key, str) or (key not in own and hasattr(scheduler, key)):
-            raise ValueError(f"the scheduler's {_shown(key)} is no part of its state, but set to {_shown(value)}")
+            raise ValueError(f"the scheduler's {shown(key)} is no part of its state, but set to {shown(value)}")
         if key in COUNTERS:
             check_iteration(value, f"the scheduler's {key}")
         elif key in RATES:
             _check_rates(key, value, len(scheduler.optimizer.param_groups))
         elif key in own and not _is_alike(value, own[key]):
-            raise ValueError(f"the scheduler's {key} is {_shown(value)}; here it is {_shown(own[key])}")
+            raise ValueError(f"the scheduler's {key} is {shown(value)}; here it is {shown(own[key])}")
 
 
 def _check_rates(key: str, value: Any, num_groups: int) -> None:
     is_list = isinstance(value, list) and len(value) == num_groups
-    if not is_list or not all(_is_number(rate) and 0 <= rate < math.inf for rate in value):
+    if not is_list or not all(is_number(rate) and 0 <= rate < math.inf for rate in value):
         raise ValueError(
-            f"the scheduler's {key} is {_shown(value)}; it must be a list of {num_groups} finite numbers from 0 on"
+            f"the scheduler's {key} is {shown(value)}; it must be a list of {num_groups} finite numbers from 0 on"
         )
 
 
 def _is_alike(value: Any, here: Any) -> bool:
     """Whether both are numbers, or neither is and they have the same type, as far as types of containers count."""
-    if _is_number(here):
-        return _is_number(value) and not math.isnan(value)
+    if is_number(here):
+        return is_number(value) and not math.isnan(value)
     if isinstance(here, Mapping):
         return isinstance(value, Mapping)
     if isinstance(here, (list, tuple)):
@@ -92,11 +92,12 @@ def _is_alike(value: Any, here: Any) -> bool:
     return here is None or value is None or type(value) is type(here)
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether it is a real number of Python or numpy, and no truth value."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """The value, if it is short to write, else its type."""
     is_atom = value is None or isinstance(value, (bool, int, float, str))
     try:
@@ -106,4 +107,4 @@ def _shown(value: Any) -> str:
 
 
 def _is_short_list(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and len(value) <= 8 and all(_is_number(part) for part in value)
+    return isinstance(value, (list, tuple)) and len(value) <= 8 and all(is_number(part) for part in value)
