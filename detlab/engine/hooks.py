@@ -31,6 +31,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LRScheduler as _TorchScheduler
 
 from detlab.checkpoint.periodic_checkpoint import PeriodicCheckpointer as _SavePeriodically
+from detlab.checkpoint.run_state import check_scheduler_state
 from detlab.data.loader import endless_batches
 from detlab.engine.interruption import StoppedBySignal, ends_at_once
 from detlab.engine.train_loop import HookBase
@@ -389,6 +390,7 @@ class LRScheduler(HookBase):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         # A ParamScheduler needs none: its value follows from the iteration.
         if isinstance(self.scheduler, _TorchScheduler):
+            check_scheduler_state(self.scheduler, state_dict)
             self.scheduler.load_state_dict(state_dict)
 
 

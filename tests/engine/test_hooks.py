@@ -162,6 +162,17 @@ def test_the_learning_rate_is_written_and_then_changed():
     assert [value for value, _ in trainer.storage.history("lr").values()] == [0.1, 0.1, 0.05, 0.05, 0.025]
 
 
+def test_a_scheduler_of_torchs_takes_back_its_state_and_nothing_else():
+    trainer = toy_trainer()
+    schedule = torch.optim.lr_scheduler.StepLR(trainer.optimizer, 2)
+    hook = hooks.LRScheduler(trainer.optimizer, schedule)
+    state = hook.state_dict()
+    with pytest.raises(ValueError, match="'step' is no part of its state"):
+        hook.load_state_dict({**state, "step": "boom"})
+    hook.load_state_dict({**state, "last_epoch": 3})
+    assert schedule.last_epoch == 3 and callable(schedule.step)
+
+
 @pytest.mark.parametrize("start", [0, 2])
 def test_a_param_scheduler_spans_the_whole_run_also_when_it_is_resumed(start):
     trainer = toy_trainer()
