@@ -59,14 +59,27 @@ cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int) {
   return cudaSuccess;
 }
 
-template <typename T>
-T atomicAdd(T* target, T value) {
-  T old, sum;
+// Blocks run at the same time: what one writes is there for the others as a whole, or not yet.
+template <typename T, typename Update>
+T update_atomically(T* target, const Update& update) {
+  T old, changed;
   __atomic_load(target, &old, __ATOMIC_SEQ_CST);
   do {
-    sum = old + value;
-  } while (!__atomic_compare_exchange(target, &old, &sum, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST));
+    changed = update(old);
+  } while (!__atomic_compare_exchange(target, &old, &changed, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST));
   return old;
+}
+template <typename T>
+T atomicAdd(T* target, T value) {
+  return update_atomically(target, [value](T old) { return old + value; });
+}
+template <typename T>
+T atomicMax(T* target, T value) {
+  return update_atomically(target, [value](T old) { return old > value ? old : value; });
+}
+template <typename T>
+T atomicXor(T* target, T value) {
+  return __atomic_fetch_xor(target, value, __ATOMIC_SEQ_CST);
 }
 template <typename T>
 T atomicOr(T* target, T value) {
@@ -74,19 +87,6 @@ T atomicOr(T* target, T value) {
 }
 inline void __threadfence() { std::atomic_thread_fence(std::memory_order_seq_cst); }
 inline void __nanosleep(unsigned) { std::this_thread::yield(); }
-
-template <typename T>
-T atomicXor(T* target, T value) {
-  const T old = *target;
-  *target ^= value;
-  return old;
-}
-template <typename T>
-T atomicMax(T* target, T value) {
-  const T old = *target;
-  *target = old > value ? old : value;
-  return old;
-}
 
 inline int __ffsll(long long word) { return __builtin_ffsll(word); }
 inline int __popcll(unsigned long long word) { return __builtin_popcountll(word); }
